@@ -1,0 +1,1 @@
+"""What names masks, one file each; the file's name is the component's name."""

@@ -1,0 +1,1 @@
+"""CLIP: the model door, prompts and text features."""

@@ -1,0 +1,1 @@
+"""Data sets, vocabularies, image reading, transforms and the embedded world."""

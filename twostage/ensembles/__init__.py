@@ -1,0 +1,1 @@
+"""What weighs the evidence, one file each; the file's name is the component's name."""

@@ -1,0 +1,1 @@
+"""Numbers about label maps and proposals."""

@@ -1,0 +1,90 @@
+"""The roles a component can play. Lists in, lists out, same order and length; images are RGB uint8 (3, H, W)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, runtime_checkable
+
+from torch import Tensor
+
+from twostage.types import DenseScores, Evidence, Proposals, RegionScores, Segmentation, TextBank
+from twostage.vocabulary import Vocabulary
+
+
+@runtime_checkable
+class ProposalGenerator(Protocol):
+    """Stage one: finds masks without naming them."""
+
+    def propose(self, images: Sequence[Tensor], text: TextBank | None = None) -> list[Proposals]:
+        """images: RGB uint8 (3, H, W) at test size -> proposals with masks of that very size.
+
+        A generator that can name its masks fills Proposals.logits for the classes of `text`; others ignore it.
+        """
+        ...
+
+
+@runtime_checkable
+class RegionClassifier(Protocol):
+    """Stage two: names masks."""
+
+    def classify(
+        self, images: Sequence[Tensor], proposals: Sequence[Proposals], text: TextBank
+    ) -> list[RegionScores]:
+        """One RegionScores an image with one row a proposal, empty masks included (valid is False there)."""
+        ...
+
+
+@runtime_checkable
+class DenseHead(Protocol):
+    """Names patches directly."""
+
+    def predict(self, images: Sequence[Tensor], text: TextBank) -> list[DenseScores]:
+        """One (K, h, w) map of logits an image, at the head's own resolution, covering the whole image."""
+        ...
+
+
+@runtime_checkable
+class Ensemble(Protocol):
+    """Weighs the evidence and labels the pixels."""
+
+    def merge(self, evidence: Evidence, vocabulary: Vocabulary) -> Segmentation:
+        """Labels of evidence.size_hw. Must not change the evidence."""
+        ...
+
+
+@runtime_checkable
+class ImageTextModel(Protocol):
+    """The part of CLIP that components need; twostage.clip.model.ClipModel is the one implementation."""
+
+    @property
+    def image_size(self) -> tuple[int, int]: ...
+
+    @property
+    def mean(self) -> tuple[float, float, float]: ...
+
+    @property
+    def std(self) -> tuple[float, float, float]: ...
+
+    @property
+    def dim(self) -> int: ...
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        """(B, 3, h, w) normalised pixels -> (B, D) float32 rows of length one."""
+        ...
+
+
+@runtime_checkable
+class Task(Protocol):
+    """What the engine can train."""
+
+    def losses(self, batch: Any) -> dict[str, Tensor]:
+        """Named scalar terms, already weighted; the engine adds them up."""
+        ...
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Groups for the optimiser: params, lr factor, weight decay, and a name."""
+        ...
+
+    def state_dict(self) -> Mapping[str, Any]:
+        """What a checkpoint stores of the model: tensors, and plain data such as the trained vocabulary."""
+        ...

@@ -1,0 +1,1 @@
+"""Stage one's network: MaskFormer with a zero-shot class head."""

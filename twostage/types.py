@@ -1,0 +1,246 @@
+"""The containers that travel between the stages: small, validated, with methods that return new objects.
+
+Shapes: N proposals, K classes, T text rows (several may belong to one class), D joint embedding width, H x W pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+VOID = -1
+"""The label of a pixel that no word claims, in memory. 255 and 65535 exist only inside the file readers."""
+
+
+class ShapeError(ValueError):
+    """A container was given tensors that do not fit together."""
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ShapeError(message)
+
+
+@dataclass(frozen=True)
+class Proposals:
+    """Masks of one image that nobody has named yet.
+
+    masks: (N, H, W) float32 in [0, 1], or bool; scores: (N,) float32, larger is better;
+    embeddings: (N, D) float32 or None, the stage's own class embedding of each mask;
+    logits: RegionScores or None, the stage's own opinion of the classes it was asked about;
+    source: the component that made them.
+    """
+
+    masks: Tensor
+    scores: Tensor
+    embeddings: Tensor | None = None
+    logits: RegionScores | None = None
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        _require(self.masks.ndim == 3, f"Proposals.masks: expected (N, H, W), got {tuple(self.masks.shape)}")
+        kind = self.masks.dtype
+        _require(
+            kind == torch.bool or kind.is_floating_point, f"Proposals.masks: expected bool or float, got {kind}"
+        )
+        count = len(self.masks)
+        _require(
+            self.scores.shape == (count,),
+            f"Proposals.scores: expected ({count},), got {tuple(self.scores.shape)}",
+        )
+        if self.embeddings is not None:
+            _require(
+                self.embeddings.ndim == 2 and len(self.embeddings) == count,
+                f"Proposals.embeddings: expected ({count}, D), got {tuple(self.embeddings.shape)}",
+            )
+        if self.logits is not None:
+            _require(len(self.logits) == count, f"Proposals.logits: expected {count} rows, got {len(self.logits)}")
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> Proposals:
+        index = _rows(index)
+        return replace(
+            self,
+            masks=self.masks[index],
+            scores=self.scores[index],
+            embeddings=None if self.embeddings is None else self.embeddings[index],
+            logits=None if self.logits is None else self.logits[index],
+        )
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """Height and width of the masks in pixels."""
+        return self.masks.shape[-2], self.masks.shape[-1]
+
+    def to(self, device: torch.device | str) -> Proposals:
+        """The same proposals on another device."""
+        return replace(
+            self,
+            masks=self.masks.to(device),
+            scores=self.scores.to(device),
+            embeddings=None if self.embeddings is None else self.embeddings.to(device),
+            logits=None if self.logits is None else self.logits.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class TextBank:
+    """What the text tower says of a vocabulary, ready to be compared with image features.
+
+    features: (T, D) float32, rows of length one; class_of: (T,) int64, the class of each row (synonyms share one);
+    num_classes: K; logit_scale: factor on cosines (the paper's constant is 100);
+    no_object: (D,) float32 of length one, or None.
+    """
+
+    features: Tensor
+    class_of: Tensor
+    num_classes: int
+    logit_scale: float = 100.0
+    no_object: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        rows = len(self.features)
+        _require(
+            self.features.ndim == 2 and rows > 0,
+            f"TextBank.features: expected (T, D) with T > 0, got {tuple(self.features.shape)}",
+        )
+        _require(
+            self.class_of.shape == (rows,),
+            f"TextBank.class_of: expected ({rows},), got {tuple(self.class_of.shape)}",
+        )
+        found = torch.unique(self.class_of.cpu())
+        _require(
+            torch.equal(found, torch.arange(self.num_classes)),
+            f"TextBank.class_of: every class of 0..{self.num_classes - 1} needs a row",
+        )
+
+    @property
+    def dim(self) -> int:
+        """D, the width of the joint space."""
+        return self.features.shape[1]
+
+    def logits(self, unit_features: Tensor) -> Tensor:
+        """logit_scale x cosine, (..., D) -> (..., K); a class with synonyms takes its best row."""
+        rows = self.logit_scale * (unit_features @ self.features.T.to(unit_features.dtype))
+        if len(self.features) == self.num_classes:
+            return rows[..., torch.argsort(self.class_of)] if not self._in_order else rows
+        out = rows.new_full((*rows.shape[:-1], self.num_classes), -torch.inf)
+        index = self.class_of.expand(rows.shape)
+        return out.scatter_reduce(-1, index, rows, reduce="amax")
+
+    @property
+    def _in_order(self) -> bool:
+        return torch.equal(self.class_of.cpu(), torch.arange(self.num_classes))
+
+    def to(self, device: torch.device | str) -> TextBank:
+        """The same bank on another device."""
+        return replace(
+            self,
+            features=self.features.to(device),
+            class_of=self.class_of.to(device),
+            no_object=None if self.no_object is None else self.no_object.to(device),
+        )
+
+
+@dataclass(frozen=True)
+class RegionScores:
+    """One classifier's opinion of each proposal.
+
+    logits: (N, K) float32; valid: (N,) bool, False where the mask was empty (the row is kept, its numbers mean nothing);
+    no_object: (N,) float32 logit of "none of these", or None.
+    """
+
+    logits: Tensor
+    valid: Tensor
+    no_object: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        _require(self.logits.ndim == 2, f"RegionScores.logits: expected (N, K), got {tuple(self.logits.shape)}")
+        count = len(self.logits)
+        _require(
+            self.valid.shape == (count,) and self.valid.dtype == torch.bool,
+            f"RegionScores.valid: expected ({count},) bool, got {tuple(self.valid.shape)} {self.valid.dtype}",
+        )
+        if self.no_object is not None:
+            _require(
+                self.no_object.shape == (count,),
+                f"RegionScores.no_object: expected ({count},), got {tuple(self.no_object.shape)}",
+            )
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def __getitem__(self, index: Tensor | slice | Sequence[int]) -> RegionScores:
+        index = _rows(index)
+        no_object = None if self.no_object is None else self.no_object[index]
+        return RegionScores(self.logits[index], self.valid[index], no_object)
+
+    def probs(self) -> Tensor:
+        """(N, K): softmax over the K classes, and over "no object" too where it is known (dropped *after* the softmax).
+
+        This one place settles the difference between stage one (K + 1) and stage two (K).
+        """
+        if self.no_object is None:
+            return self.logits.float().softmax(dim=-1)
+        return torch.cat([self.logits, self.no_object[:, None]], dim=1).float().softmax(dim=-1)[:, :-1]
+
+    def to(self, device: torch.device | str) -> RegionScores:
+        """The same scores on another device."""
+        no_object = None if self.no_object is None else self.no_object.to(device)
+        return RegionScores(self.logits.to(device), self.valid.to(device), no_object)
+
+
+@dataclass(frozen=True)
+class DenseScores:
+    """Class logits for every place of a grid over the whole image: (K, h, w) float32 at any resolution."""
+
+    logits: Tensor
+
+    def __post_init__(self) -> None:
+        _require(self.logits.ndim == 3, f"DenseScores.logits: expected (K, h, w), got {tuple(self.logits.shape)}")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything the ensemble may weigh for one image. Absent parts are None and are left out.
+
+    proposals: masks at test size; stage_one: the proposal network's own class scores; regions: CLIP on crops;
+    dense: CLIP per patch; size_hw: the size of the label map to make (the original image's).
+    """
+
+    size_hw: tuple[int, int]
+    proposals: Proposals | None = None
+    stage_one: RegionScores | None = None
+    regions: RegionScores | None = None
+    dense: DenseScores | None = None
+
+
+@dataclass(frozen=True)
+class Segmentation:
+    """A label for every pixel.
+
+    labels: (H, W) int32, index into the vocabulary or VOID; scores: (K, h, w) float32 class map, or None;
+    info: what a caller may want to know of its making (proposal count, timings), free of tensors.
+    """
+
+    labels: Tensor
+    scores: Tensor | None = None
+    info: dict[str, object] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        _require(self.labels.ndim == 2, f"Segmentation.labels: expected (H, W), got {tuple(self.labels.shape)}")
+        _require(
+            not self.labels.dtype.is_floating_point, f"Segmentation.labels: expected integers, got {self.labels.dtype}"
+        )
+
+
+def _rows(index: Tensor | slice | Sequence[int]) -> Tensor | slice:
+    """Anything that picks rows, in the form a tensor understands."""
+    if isinstance(index, (slice, Tensor)):
+        return index
+    return torch.as_tensor(index, dtype=torch.long)
