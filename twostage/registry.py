@@ -9,12 +9,13 @@ import pkgutil
 from collections.abc import Mapping
 from typing import Any
 
+from twostage.errors import TwostageError
 from twostage.vocabulary import nearest
 
 KINDS = ("proposals", "classifiers", "dense", "ensembles")
 
 
-class ComponentError(ValueError):
+class ComponentError(TwostageError):
     """A component or one of its options is unknown, or a package it needs is not installed."""
 
 

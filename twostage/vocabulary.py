@@ -9,8 +9,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from twostage.errors import TwostageError
 
-class VocabularyError(ValueError):
+
+class VocabularyError(TwostageError):
     """A vocabulary is empty, repeats itself, or lacks a class that was asked for."""
 
 
