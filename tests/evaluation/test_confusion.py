@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from twostage.evaluation.confusion import ConfusionMatrix, LabelError
+from twostage.data.errors import LabelError
+from twostage.evaluation.confusion import ConfusionMatrix
 
 
 def slow_counts(pred: np.ndarray, gt: np.ndarray, classes: int) -> np.ndarray:

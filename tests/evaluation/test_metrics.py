@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from twostage.evaluation.confusion import ConfusionMatrix, LabelError
+from twostage.data.errors import LabelError
+from twostage.evaluation.confusion import ConfusionMatrix
 from twostage.evaluation.metrics import Metrics, compute, harmonic_mean
 from twostage.vocabulary import Vocabulary
 

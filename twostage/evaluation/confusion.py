@@ -9,14 +9,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from twostage.data.errors import LabelError
 from twostage.types import VOID
 
 Labels = Tensor | NDArray[Any]
 """A label map: (H, W) integers, position in the vocabulary or VOID (-1)."""
-
-
-class LabelError(ValueError):
-    """A label map has another size, another type or other values than the vocabulary allows."""
 
 
 class ConfusionMatrix:

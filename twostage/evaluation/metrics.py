@@ -4,8 +4,9 @@ K classes; tp = diagonal; gt = pixels of a class in the truth, those predicted V
 the union); pr = pixels predicted as the class where the truth is not ignored. IoU = tp / (gt + pr - tp) and
 Acc = tp / gt, both known only for classes with gt > 0. All in percent and unrounded; None is "not a number".
 
-A class that is absent from the truth but was predicted can be judged in two ways; both are reported: `mIoU` counts it as IoU 0 (the mean runs over gt > 0 or pr > 0: the zero-shot papers' way), `mIoU_skip` leaves
-it out (the mean runs over gt > 0: Detectron2's way).
+A class that is absent from the truth but was predicted can be judged in two ways; both are reported:
+`mIoU` counts it as IoU 0 (the mean runs over gt > 0 or pr > 0: the zero-shot papers' way),
+`mIoU_skip` leaves it out (the mean runs over gt > 0: Detectron2's way).
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from twostage.evaluation.confusion import ConfusionMatrix, LabelError
+from twostage.data.errors import LabelError
+from twostage.evaluation.confusion import ConfusionMatrix
 from twostage.vocabulary import Vocabulary
 
 MIOU_CONVENTION = {
@@ -70,8 +72,9 @@ class ClassScores:
 class Metrics:
     """All numbers of one system on one data set.
 
-    overall: every class; seen: seen against unseen classes, None without flags; subsets: more named
-    splits; classes: one entry a class in vocabulary order; void_share: percent of judged pixels predicted VOID.
+    overall: every class; seen: seen against unseen classes, None without flags; subsets: more
+    named splits; classes: one entry a class in vocabulary order; void_share: percent of judged pixels that
+    were predicted VOID.
     """
 
     overall: SetScores
