@@ -1,0 +1,105 @@
+"""Proposals from a trained MaskFormer: one mask a query, with the network's own opinion of its class."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from twostage.maskformer.config import MaskFormerConfig
+from twostage.maskformer.network import MaskFormer
+from twostage.types import Proposals, RegionScores, TextBank
+
+
+@dataclass(frozen=True)
+class MaskFormerProposalsConfig:
+    """min_score: queries that score lower are dropped; 0 keeps every query, as in the paper."""
+
+    min_score: float = 0.0
+
+
+class MaskFormerProposals:
+    """Soft masks at the image's size, one image at a time so that no image sees another's padding.
+
+    Where text is given, or the network has a linear head, logits are filled and scores are the largest class
+    probability ("no object" takes part in the softmax). Otherwise scores are the mean probability inside the
+    mask. Embeddings are of length one.
+    """
+
+    Config = MaskFormerProposalsConfig
+
+    def __init__(self, config: MaskFormerProposalsConfig, network: MaskFormer) -> None:
+        self.config = config
+        self.network = network
+
+    @classmethod
+    def tiny(cls) -> MaskFormerProposals:
+        """A small random network, the same each time."""
+        config = MaskFormerConfig(
+            backbone="small",
+            small_widths=(8, 8, 16, 16),
+            pixel_dim=16,
+            mask_dim=16,
+            hidden_dim=16,
+            num_queries=5,
+            decoder_layers=2,
+            num_heads=2,
+            feedforward_dim=32,
+            embedding_dim=8,
+            class_hidden_dim=16,
+        )
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            return cls(cls.Config(), MaskFormer(config))
+
+    @torch.no_grad()
+    def propose(self, images: Sequence[Tensor], text: TextBank | None = None) -> list[Proposals]:
+        """images: RGB uint8 (3, H, W) -> masks (Q, H, W) float32 in [0, 1] on the network's device."""
+        with evaluating(self.network):
+            return [self._one(image, text) for image in images]
+
+    def _one(self, image: Tensor, text: TextBank | None) -> Proposals:
+        output = self.network(image[None], last_only=True)
+        masks = masks_at_size(output.mask_logits[-1, 0], output.padded_hw, (image.shape[1], image.shape[2]))
+        embeddings = output.embeddings[-1, 0]
+        logits = None
+        if text is not None or self.network.config.class_head == "linear":
+            raw = self.network.class_logits(embeddings, None if text is None else text.to(embeddings.device))
+            valid = torch.ones(len(raw), dtype=torch.bool, device=raw.device)
+            logits = RegionScores(raw[:, :-1], valid, no_object=raw[:, -1])
+            scores = logits.probs().amax(dim=1)
+        else:
+            scores = mean_inside(masks)
+        unit = functional.normalize(embeddings.float(), dim=-1)
+        found = Proposals(masks, scores, unit, logits, source="maskformer")
+        return found if self.config.min_score <= 0 else found[scores >= self.config.min_score]
+
+
+def masks_at_size(logits: Tensor, padded_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
+    """(Q, h, w) mask logits of the padded image -> (Q, H, W) probabilities of the image, padding cut off."""
+    full = functional.interpolate(logits[None].float(), size=padded_hw, mode="bilinear", align_corners=False)[
+        0
+    ]
+    return full[:, : size_hw[0], : size_hw[1]].sigmoid()
+
+
+def mean_inside(masks: Tensor) -> Tensor:
+    """(Q, H, W) -> (Q,): mean probability over the pixels above one half; 0 where there are none."""
+    inside = masks > 0.5
+    return (masks * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
+
+
+@contextmanager
+def evaluating(module: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time being; afterwards every submodule has the mode it had before."""
+    before = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        yield
+    finally:
+        for part, training in before.items():
+            part.training = training
