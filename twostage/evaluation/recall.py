@@ -166,7 +166,7 @@ class ProposalRecall:
             )
         if instances.shape[1:] != gt_labels.shape:
             raise LabelError(
-                f"ProposalRecall: instances are {tuple(instances.shape[1:])}, labels {tuple(gt_labels.shape)}."
+                f"ProposalRecall: instances {tuple(instances.shape[1:])}, labels {tuple(gt_labels.shape)}."
             )
         if len(instances) and not (instance_classes.min() >= 0 and instance_classes.max() < self.num_classes):
             raise LabelError(f"ProposalRecall: instance classes must lie in 0..{self.num_classes - 1}.")
