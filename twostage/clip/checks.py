@@ -10,12 +10,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from twostage.errors import TwostageError
+
 QUICK_GELU_SOURCES = ("openai", "metaclip", "dfn")
 """Whose weights were trained with x * sigmoid(1.702 x) in place of GELU (Radford et al., 2021, and later
 re-trainings)."""
 
 
-class ClipError(ValueError):
+class ClipError(TwostageError):
     """A CLIP model cannot be built, or was asked for something it cannot do."""
 
 

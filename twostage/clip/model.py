@@ -198,7 +198,7 @@ def _explain(plan: _Plan, error: Exception) -> str:
     try:
         got = open_clip.factory.load_state_dict(source, weights_only=True)
     except Exception as cause:
-        return f"{plan.name}: {source} cannot be read as plain weights ({cause}). It may be damaged or no weights file."
+        return f"{plan.name}: {source} cannot be read as weights ({cause}). Is the file damaged?"
     with _silent():
         expected = open_clip.create_model(plan.name, pretrained=None).state_dict()
     return f"{plan.name}: the weights in {source} do not fit: {checks.explain_mismatch(expected, got)}."

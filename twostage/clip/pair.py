@@ -161,7 +161,7 @@ class FrozenPair:
             for i, row in zip(suspects, roomier, strict=True):
                 if not torch.equal(row, tokens[i]):
                     raise ClipError(
-                        f"{self.name}: the prompt {texts[i]!r} needs more than the {limit} tokens of the text tower."
-                        " Shorten the class name or the template."
+                        f"{self.name}: the prompt {texts[i]!r} needs more than the {limit} tokens"
+                        " of the text tower. Shorten the class name or the template."
                     )
         return tokens

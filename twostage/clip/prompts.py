@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from twostage.errors import TwostageError
 from twostage.vocabulary import nearest
 
 _FOLDER = Path(__file__).resolve().parent / "templates"
 SLOT = "{}"
 
 
-class PromptError(ValueError):
+class PromptError(TwostageError):
     """A template set is unknown, empty, or has a template without a place for the name."""
 
 

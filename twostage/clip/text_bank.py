@@ -12,14 +12,18 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
 from twostage.clip import prompts
 from twostage.clip.text_cache import read_features, write_features
+from twostage.errors import TwostageError
 from twostage.types import TextBank
-from twostage.vocabulary import Vocabulary
+from twostage.vocabulary import Vocabulary, nearest
 
 PAPER_SCALE = 100.0
 """The constant that the two-stage baseline multiplies cosines with (Xu et al., 2022), whatever the model
@@ -27,6 +31,10 @@ learned."""
 
 LogitScale = Literal["paper", "model"] | float
 Progress = Callable[[int, int], None]
+
+
+class TextBankError(TwostageError):
+    """A text bank cannot be made: an unknown option, or a file whose rows do not fit the vocabulary."""
 
 
 class TextEncoder(Protocol):
@@ -123,3 +131,102 @@ def _key(clip: TextEncoder, templates: Sequence[str], names: Sequence[str]) -> s
     """16 hex digits; the leading number changes when the recipe does."""
     text = json.dumps([1, clip.digest, list(templates), list(names)])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def load_text_bank(
+    path: str | Path,
+    vocabulary: Vocabulary,
+    names: Sequence[str] | str | Path | None = None,
+    *,
+    dim: int | None = None,
+    key: str | None = None,
+    logit_scale: float = PAPER_SCALE,
+) -> TextBank:
+    """Text features that somebody computed beforehand, from a .npy, .npz or .safetensors file.
+
+    Without `names` the rows stand in the vocabulary's order: one a class, or one a name with the synonyms of
+    a class together. `names` (a list, or a JSON file with one) says what each row of the file is; every class
+    then takes the rows of those of its names that are listed. dim: the width that the image features have, if
+    known. key: the array in a file with several. Rows are normalised.
+
+    Raises:
+        TextBankError: unreadable file, wrong count or width, a row without length, a class without a row.
+    """
+    path = Path(path)
+    features = _read_array(path, key).float()
+    if features.ndim != 2 or (dim is not None and features.shape[1] != dim):
+        width = "D" if dim is None else str(dim)
+        raise TextBankError(
+            f"{path}: expected text features of shape (rows, {width}), got {tuple(features.shape)}."
+            " Were they made with the text tower of another CLIP model?"
+        )
+    rows, class_of = _pick_rows(path, len(features), vocabulary, _names_list(names))
+    features = features[rows]
+    lengths = features.norm(dim=1)
+    if not (torch.isfinite(lengths).all() and (lengths > 0).all()):
+        row = int((~(torch.isfinite(lengths) & (lengths > 0))).nonzero()[0])
+        raise TextBankError(f"{path}: row {rows[row]} is zero or not finite, so it has no direction.")
+    return TextBank(F.normalize(features, dim=1), class_of, len(vocabulary), logit_scale)
+
+
+def _pick_rows(
+    path: Path, count: int, vocabulary: Vocabulary, listed: list[str] | None
+) -> tuple[list[int], Tensor]:
+    """Which rows of the file to take, and the class of each."""
+    names, class_of = rows_of(vocabulary)
+    if listed is None:
+        if count == len(names):
+            return list(range(count)), class_of
+        if count == len(vocabulary):
+            return list(range(count)), torch.arange(count)
+        raise TextBankError(
+            f"{path}: expected {len(vocabulary)} rows, one for each class, got {count}."
+            " Give the list of the names that the rows stand for, to pick by name."
+        )
+    if len(listed) != count:
+        raise TextBankError(f"{path}: holds {count} rows, but {len(listed)} names were given for them.")
+    place = {name.strip(): row for row, name in enumerate(listed)}
+    found = [(place[name], int(k)) for name, k in zip(names, class_of, strict=True) if name in place]
+    for position, shown in enumerate(vocabulary.shown):
+        if all(k != position for _, k in found):
+            raise TextBankError(f"{path}: no row for the class {shown!r}.{nearest(shown, place)}")
+    return [row for row, _ in found], torch.tensor([k for _, k in found])
+
+
+def _names_list(names: Sequence[str] | str | Path | None) -> list[str] | None:
+    if names is None:
+        return None
+    if not isinstance(names, (str, Path)):
+        return list(names)
+    try:
+        listed = json.loads(Path(names).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TextBankError(f"{names}: cannot be read as a JSON list of names ({error}).") from error
+    if not isinstance(listed, list) or not all(isinstance(name, str) for name in listed):
+        raise TextBankError(f'{names}: expected a JSON list of names, as in ["cat", "sofa"].')
+    return listed
+
+
+def _read_array(path: Path, key: str | None) -> Tensor:
+    """The one array of the file, or the one called `key`."""
+    try:
+        if path.suffix == ".npy":
+            return torch.from_numpy(np.load(path, allow_pickle=False).astype(np.float32))
+        if path.suffix == ".npz":
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {name: torch.from_numpy(archive[name].astype(np.float32)) for name in archive.files}
+        elif path.suffix == ".safetensors":
+            arrays = load_file(path)
+        else:
+            raise TextBankError(f"{path}: expected a .npy, .npz or .safetensors file.")
+    except (OSError, EOFError, SafetensorError, ValueError) as error:
+        if isinstance(error, TextBankError):
+            raise
+        raise TextBankError(f"{path}: cannot be read as an array of numbers ({error}).") from error
+    if key is None and len(arrays) != 1:
+        raise TextBankError(
+            f"{path}: holds several arrays ({', '.join(sorted(arrays))}): say which with `key`."
+        )
+    if key is not None and key not in arrays:
+        raise TextBankError(f"{path}: holds no array {key!r}.{nearest(key, arrays)}")
+    return arrays[key or next(iter(arrays))]
