@@ -150,7 +150,7 @@ class GeometricEnsemble:
         crops = evidence.regions if "regions" in parts else None
         pooled = self._pooled(evidence) if "dense" in parts and self.config.dense_weight > 0 else None
         if crops is None or pooled is None:
-            found = crops or pooled
+            found = pooled if crops is None else crops
             return None if found is None else (found.probs(), found.valid)
         share = self.config.dense_weight
         seen_share = share if self.config.dense_seen_weight is None else self.config.dense_seen_weight
