@@ -11,7 +11,7 @@ from typing import IO
 
 @contextmanager
 def replacing(path: str | Path) -> Iterator[IO[bytes]]:
-    """A binary file that takes the place of `path` when the block ends well, and leaves no trace when it does not.
+    """A binary file that takes the place of `path` when the block ends well, and vanishes when it does not.
 
     Folders on the way are made. Raises whatever the file system says (OSError).
     """

@@ -1,4 +1,4 @@
-"""Data sets by name. Names map to recipes that run only when asked for: importing registers and reads nothing."""
+"""Data sets by name. A name stands for a recipe that runs when asked for; importing reads nothing."""
 
 from __future__ import annotations
 

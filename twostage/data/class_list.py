@@ -1,4 +1,4 @@
-"""classes.json: which number in a mask stands for which word, which words were seen, which numbers to ignore."""
+"""classes.json: which number in a mask stands for which word, which words were seen, what to ignore."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from twostage.types import VOID
 from twostage.vocabulary import Vocabulary, nearest
 
 FILE_NAME = "classes.json"
-EXAMPLE = '{"ignore": 0, "classes": [{"id": 1, "name": "person"}, {"id": 2, "name": ["couch", "sofa"], "seen": false}]}'
+EXAMPLE = '{"ignore": 0, "classes": [{"id": 1, "name": "person"}, {"id": 2, "name": ["couch", "sofa"]}]}'
 _UNDECLARED = -2
 
 
@@ -45,7 +45,8 @@ class ClassList:
             values = np.unique(raw.numpy()[strange]).tolist()
             shown = ", ".join(map(str, values[:10])) + (", ..." if len(values) > 10 else "")
             raise LabelError(
-                f"{source}: values {shown} ({int(strange.sum())} pixels) are in no class of {FILE_NAME}. Declare them "
+                f"{source}: values {shown} ({int(strange.sum())} pixels) are in no class of {FILE_NAME}. "
+                "Declare them "
                 'there, add them to its "ignore", or open the data set with undeclared="ignore".'
             )
         return torch.from_numpy(np.where(strange, VOID, positions).astype(np.int32))
@@ -63,8 +64,9 @@ class ClassList:
 def read_class_list(path: str | Path) -> ClassList:
     """Read and check classes.json.
 
-    "ignore" is a number, a list of numbers, or null (nothing is ignored); without the key it is 255. A class has "id",
-    "name" (a word, "couch|sofa", or a list of synonyms) and "seen" (true where absent, as long as any class has it).
+    "ignore" is a number, a list of numbers, or null (nothing is ignored); without the key it is 255. A class
+    has "id", "name" (a word, "couch|sofa", or a list of synonyms) and "seen" (true where absent, as long as
+    any class has it).
 
     Raises:
         DatasetError: missing, not JSON (with the line), empty, or with ids or names that repeat.

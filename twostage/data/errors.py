@@ -1,9 +1,11 @@
-"""What can be wrong with somebody's data. One base class, so that programs print the message and not a traceback."""
+"""What can be wrong with somebody's data; each message names the file and says what to do."""
 
 from __future__ import annotations
 
+from twostage.errors import TwostageError
 
-class DataError(ValueError):
+
+class DataError(TwostageError):
     """A file or folder of a data set cannot be used; the message names it and says what to do."""
 
 

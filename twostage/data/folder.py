@@ -19,8 +19,8 @@ UndeclaredRule = Literal["error", "ignore"]
 class FolderDataset:
     """A SegmentationDataset over ROOT/images[/SPLIT] and ROOT/masks[/SPLIT], files matched by stem.
 
-    masks: "required" (every image needs one), "paired" (images without one are left out), or "optional" (they have
-    labels None). undeclared: what mask values outside classes.json do, "error" or "ignore".
+    masks: "required" (every image needs one), "paired" (images without one are left out), or "optional" (they
+    have labels None). undeclared: what mask values outside classes.json do, "error" or "ignore".
 
     Raises:
         DatasetError: a part of the folder is missing or contradicts itself.
@@ -65,8 +65,10 @@ def size_disagreement(
 ) -> str:
     """The sentence about an image and a mask of different sizes (height, width)."""
     return (
-        f"{image_path} is {image_hw[1]} x {image_hw[0]} pixels (width x height, upright), but its mask {mask_path} is "
-        f"{mask_hw[1]} x {mask_hw[0]}. Make the mask anew at the image's size, or resize it with nearest neighbour."
+        f"{image_path} is {image_hw[1]} x {image_hw[0]} pixels (width x height, upright), but its mask "
+        f"{mask_path} is "
+        f"{mask_hw[1]} x {mask_hw[0]}. Make the mask anew at the image's size, or resize it with nearest "
+        "neighbour."
     )
 
 
@@ -91,13 +93,15 @@ def _pair(root: Path, split: str | None, rule: MaskRule) -> list[tuple[Path, Pat
         strays = [p.name for p in listing.strays if p.parent == mask_folder]
         raise DatasetError(
             f"{mask_folder}: no mask matches an image by stem (images: {_some(lacking)}; masks: "
-            f"{_some(list(listing.masks))}; other files: {_some(strays)}). Masks are {_suffixes()} with the stem of "
+            f"{_some(list(listing.masks))}; other files: {_some(strays)}). Masks are {_suffixes()} with "
+            "the stem of "
             'their image; without ground truth use masks="optional".'
         )
     if rule == "paired":
         return [(image, mask) for image, mask in pairs if mask is not None]
     raise DatasetError(
-        f"{mask_folder}: {len(lacking)} of {len(pairs)} images have no mask: {_some(lacking)}. Add the masks, or use "
+        f"{mask_folder}: {len(lacking)} of {len(pairs)} images have no mask: {_some(lacking)}. Add the "
+        "masks, or use "
         'masks="paired" to leave these images out, or masks="optional" where no ground truth is needed.'
     )
 

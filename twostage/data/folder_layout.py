@@ -1,4 +1,4 @@
-"""Where the files of a folder data set lie: images/ and masks/, flat or with one sub-folder a split, matched by stem."""
+"""Where the files of a folder data set lie: images/ and masks/, flat or with a sub-folder for each split."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Photos and label maps from and to disk: whatever the file's own format, (3, H, W) uint8 RGB and (H, W) int32 come out."""
+"""Photos and label maps from and to disk, whatever the file's own format."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ _WHITE = (255, 255, 255, 255)
 def read_image(path: str | Path) -> Tensor:
     """(3, H, W) uint8 RGB, turned upright as its EXIF orientation says.
 
-    Grey, palette, CMYK, 1- and 16-bit files are converted (16-bit: 65535 becomes 255, rounded). Transparent pixels are
-    laid over white, as a page would show them: the colour stored below full transparency is arbitrary. Of a file
-    with several frames the first is read.
+    Grey, palette, CMYK, 1- and 16-bit files are converted (16-bit: 65535 becomes 255, rounded). Transparent
+    pixels are laid over white, as a page would show them: the colour stored below full transparency is
+    arbitrary. Of a file with several frames the first is read.
 
     Raises:
         ImageReadError: missing, not an image, broken, cut off, too large, or of an unsupported kind.
@@ -47,7 +47,8 @@ def read_image(path: str | Path) -> Tensor:
     image = _open(Path(path))
     if image.mode == "F" or (image.mode == "I" and not _fits_16_bit(image)):
         raise ImageReadError(
-            f"{path}: expected 8 or 16 bits a channel, got mode {image.mode!r} (32 bits), whose white is unknown. "
+            f"{path}: expected 8 or 16 bits a channel, got mode {image.mode!r} (32 bits), whose white is "
+            "unknown. "
             "Save it as an 8-bit PNG or JPEG."
         )
     if image.mode.startswith("I"):
@@ -124,7 +125,8 @@ def _open(path: Path, upright: bool = True) -> Image.Image:
         ) from error
     except UnidentifiedImageError as error:
         raise ImageReadError(
-            f"{path}: not an image that can be read ({path.stat().st_size} bytes). Remove it from the folder, or "
+            f"{path}: not an image that can be read ({path.stat().st_size} bytes). Remove it from the "
+            "folder, or "
             f"convert it to one of {', '.join(sorted(IMAGE_SUFFIXES))}."
         ) from error
     except _DECODER_ERRORS as error:

@@ -1,7 +1,7 @@
 """Training batches without end. Batch i depends on (seed, i, rank, world size) alone.
 
-So a run resumed at iteration i sees what the uninterrupted run would have seen, whatever the number of workers; and
-W processes with B images each see together what one process with W x B images sees.
+So a run resumed at iteration i sees what the uninterrupted run would have seen, whatever the number of
+workers; and W processes with B images each see together what one process with W x B images sees.
 """
 
 from __future__ import annotations
@@ -32,12 +32,13 @@ ErrorRule = Literal["stop", "next"]
 class TrainLoader:
     """Iterates over TrainBatch of batch_size crops for this process, from start_iteration on, for ever.
 
-    dataset: needs labels and at least one seen class; vocabulary: the seen classes in order, which the batches' class
-    numbers index; num_workers: reading processes, 0 reads in this one; on_error: what an unreadable sample does,
-    "stop" with its file's name, or log and take the "next" sample of the data set.
+    dataset: needs labels and at least one seen class; vocabulary: the seen classes in order, which the
+    batches' class numbers index; num_workers: reading processes, 0 reads in this one; on_error: what an
+    unreadable sample does, "stop" with its file's name, or log and take the "next" sample of the data set.
 
     Raises:
-        DataError: empty data set, no seen class, or numbers that do not fit; and while iterating, what samples raise.
+        DataError: empty data set, no seen class, or numbers that do not fit; and while iterating, what
+        samples raise.
     """
 
     def __init__(
@@ -56,7 +57,8 @@ class TrainLoader:
             raise DataError(f"{dataset.name}: the training data set has no images.")
         if batch_size < 1 or not 0 <= rank < world_size or start_iteration < 0 or seed < 0 or num_workers < 0:
             raise DataError(
-                "TrainLoader: expected batch_size >= 1, 0 <= rank < world_size, and start_iteration, seed, num_workers "
+                "TrainLoader: expected batch_size >= 1, 0 <= rank < world_size, and start_iteration, seed, "
+                "num_workers "
                 f">= 0, got {batch_size}, {rank}, {world_size}, {start_iteration}, {seed}, {num_workers}."
             )
         self.vocabulary = training_vocabulary(dataset)
@@ -107,7 +109,7 @@ def class_map(vocabulary: Vocabulary) -> Tensor:
 
 
 def cut_masks(images: Tensor, labels: Tensor, image_ids: list[str]) -> TrainBatch:
-    """A batch from images (B, 3, H, W) uint8 and labels (B, H, W) integers: one mask a class present, ascending."""
+    """A batch of images (B, 3, H, W) uint8 and labels (B, H, W): one mask a class present, ascending."""
     classes, masks = [], []
     for label_map in labels:
         present = torch.from_numpy(np.flatnonzero(np.bincount(label_map.numpy().ravel() + 1)[1:]))

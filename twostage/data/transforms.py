@@ -1,7 +1,8 @@
 """Geometry and colour of training crops and test images: resize, crop, colour, flip, pad, in this order.
 
-The recipe is the usual one of MaskFormer-style training (short edge at random, SSD colour distortion: Liu et al.,
-"SSD: Single Shot MultiBox Detector", 2016). All chance comes from the generator given: same state, same bits.
+The recipe is the usual one of MaskFormer-style training (short edge at random, SSD colour distortion: Liu et
+al., "SSD: Single Shot MultiBox Detector", 2016). All chance comes from the generator given: same state, same
+bits.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from twostage.types import VOID
 
 @dataclass(frozen=True)
 class TrainTransformConfig:
-    """Knobs of the training crops. Defaults are the paper's for COCO-Stuff; VOC has max_size 2048 and crop_size 512.
+    """Knobs of the training crops; defaults are the paper's for COCO-Stuff (VOC: max_size 2048, crops of 512).
 
     short_edges: pixels, one is drawn for each image; max_size: limit of the long edge after resizing, pixels;
-    crop_size: side of the square crop, pixels, smaller images are padded to it; flip: probability of mirroring;
-    colour: whether colours are distorted, each of the four with probability colour_chance: brightness adds up to
-    +-brightness (of 255), contrast and saturation multiply by a factor in their range, hue turns by up to
+    crop_size_hw: of the crop, pixels, smaller images are padded to it; flip: probability of mirroring;
+    colour: whether colours are distorted, each of four ways with probability colour_chance: brightness adds
+    up to +-brightness (of 255), contrast and saturation multiply by a factor in their range, hue turns by up to
     +-hue (of 180 steps, two degrees each); pad_value: grey level of the padding.
     """
 
     short_edges: tuple[int, ...] = tuple(range(320, 961, 64))
     max_size: int = 2560
-    crop_size: int = 640
+    crop_size_hw: tuple[int, int] = (640, 640)
     flip: float = 0.5
     colour: bool = True
     colour_chance: float = 0.5
@@ -45,9 +46,9 @@ class TrainTransformConfig:
     def __post_init__(self) -> None:
         if not self.short_edges or min(self.short_edges) < 1:
             raise DataError(f"short_edges: expected one or more sizes in pixels, got {self.short_edges}.")
-        if self.max_size < 1 or self.crop_size < 1:
+        if self.max_size < 1 or min(self.crop_size_hw) < 1:
             raise DataError(
-                f"max_size and crop_size: expected pixels, got {self.max_size} and {self.crop_size}."
+                f"max_size and crop_size_hw: expected pixels, got {self.max_size} and {self.crop_size_hw}."
             )
         for name in ("flip", "colour_chance"):
             if not 0.0 <= getattr(self, name) <= 1.0:
@@ -57,9 +58,10 @@ class TrainTransformConfig:
 def to_training(
     sample: Sample, config: TrainTransformConfig, generator: np.random.Generator, class_map: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """One crop: image (3, S, S) uint8 and labels (S, S) int64 with S = config.crop_size.
+    """One crop of config.crop_size_hw: image (3, h, w) uint8 and labels (h, w) int64.
 
-    class_map: (K,) int64, the training class of each class of the data set, VOID for those that must not be learned.
+    class_map: (K,) int64, the training class of each class of the data set, VOID for those that must not be
+    learned.
 
     Raises:
         DataError: the sample has no labels.
@@ -73,21 +75,25 @@ def to_training(
     short_edge = config.short_edges[int(generator.integers(len(config.short_edges)))]
     size_hw = resized_hw(labels.shape[0], labels.shape[1], short_edge, config.max_size)
     image, labels = _resize(image, size_hw, Image.Resampling.BILINEAR), _resize_labels(labels, size_hw)
-    window = _random_window(size_hw, config.crop_size, generator)
+    window = _random_window(size_hw, config.crop_size_hw, generator)
     image, labels = image[window], labels[window]
     if config.colour:
         image = distort_colours(image, config, generator)
     if generator.random() < config.flip:
         image, labels = image[:, ::-1], labels[:, ::-1]
     height, width = labels.shape
-    margin = ((0, config.crop_size - height), (0, config.crop_size - width))
+    margin = ((0, config.crop_size_hw[0] - height), (0, config.crop_size_hw[1] - width))
     image = np.pad(image, (*margin, (0, 0)), constant_values=config.pad_value)
     labels = np.pad(labels, margin, constant_values=VOID)
     return torch.from_numpy(image).permute(2, 0, 1).contiguous(), torch.from_numpy(labels.astype(np.int64))
 
 
 def resize_for_test(image: Tensor, min_size: int, max_size: int) -> Tensor:
-    """RGB uint8 (3, H, W) with its short edge at min_size pixels, or its long edge at max_size if that is smaller."""
+    """RGB uint8 (3, H, W) with its short edge at min_size pixels, or its long edge at max_size
+    if that is smaller; min_size 0 keeps the size.
+    """
+    if min_size == 0:
+        return image
     height, width = image.shape[1:]
     array = np.ascontiguousarray(image.permute(1, 2, 0).numpy())
     resized = _resize(array, resized_hw(height, width, min_size, max_size), Image.Resampling.BILINEAR)
@@ -95,7 +101,7 @@ def resize_for_test(image: Tensor, min_size: int, max_size: int) -> Tensor:
 
 
 def resized_hw(height: int, width: int, short_edge: int, max_size: int) -> tuple[int, int]:
-    """Height and width, pixels, with the short edge as asked and the long edge at most max_size; halves round up."""
+    """Height and width, pixels: the short edge as asked, the long edge at most max_size; halves round up."""
     scale = short_edge / min(height, width)
     new_height, new_width = (short_edge, scale * width) if height < width else (scale * height, short_edge)
     if max(new_height, new_width) > max_size:
@@ -139,7 +145,8 @@ def _in_hsv(image: np.ndarray, saturation: float, hue: int) -> np.ndarray:
     hsv = cv2.cvtColor(np.ascontiguousarray(image), cv2.COLOR_RGB2HSV)
     hsv[..., 0] = (hsv[..., 0].astype(np.int16) + hue) % 180
     hsv[..., 1] = _scaled(hsv[..., 1], saturation, 0.0)
-    return np.asarray(cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB))
+    rgb: np.ndarray = cv2.cvtColor(hsv, cv2.COLOR_HSV2RGB)
+    return rgb
 
 
 def _renamed(labels: Tensor, class_map: Tensor) -> Tensor:
@@ -149,9 +156,9 @@ def _renamed(labels: Tensor, class_map: Tensor) -> Tensor:
 
 
 def _random_window(
-    size_hw: tuple[int, int], crop: int, generator: np.random.Generator
+    size_hw: tuple[int, int], crop_hw: tuple[int, int], generator: np.random.Generator
 ) -> tuple[slice, slice]:
-    height, width = min(size_hw[0], crop), min(size_hw[1], crop)
+    height, width = min(size_hw[0], crop_hw[0]), min(size_hw[1], crop_hw[1])
     top = int(generator.integers(size_hw[0] - height + 1))
     left = int(generator.integers(size_hw[1] - width + 1))
     return slice(top, top + height), slice(left, left + width)

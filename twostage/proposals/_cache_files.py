@@ -1,0 +1,158 @@
+"""How stored proposals look on disk: one .npz an image, or one COCO result list in JSON for all of them.
+
+The .npz keeps everything but stage one's opinion of class names (it depends on the words asked). The JSON is
+what other tools write and read; its masks are bool.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import zipfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from twostage.data import rle
+from twostage.data.atomic import replacing
+from twostage.data.errors import DataError
+from twostage.types import Proposals
+
+
+class CacheError(DataError):
+    """Stored proposals are missing, damaged, or belong to another image."""
+
+
+def digest(image: Tensor) -> str:
+    """40 hex digits over size and pixels of an RGB uint8 image (3, H, W)."""
+    header = "x".join(map(str, image.shape)).encode()
+    return hashlib.sha1(
+        header + image.contiguous().cpu().numpy().tobytes(), usedforsecurity=False
+    ).hexdigest()
+
+
+def write_npz(path: str | Path, proposals: Proposals, image_digest: str = "") -> None:
+    """Bool masks are packed eight a byte, soft ones kept as 0..255 (off by at most 1/510). Atomic."""
+    masks = proposals.masks.detach().cpu()
+    content: dict[str, Any] = {
+        "size_hw": np.asarray(proposals.size_hw, dtype=np.int64),
+        "scores": proposals.scores.detach().cpu().float().numpy(),
+        "source": np.asarray(proposals.source),
+        "digest": np.asarray(image_digest),
+    }
+    if masks.dtype == torch.bool:
+        content["packed"] = np.packbits(masks.numpy().reshape(len(masks), -1), axis=1)
+    else:
+        content["soft"] = (masks.float() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    if proposals.embeddings is not None:
+        content["embeddings"] = proposals.embeddings.detach().cpu().float().numpy()
+    with replacing(path) as stream:
+        np.savez_compressed(stream, **content)
+
+
+def read_npz(path: str | Path) -> Proposals:
+    """Masks come back as they were: bool, or float32 in [0, 1].
+
+    Raises:
+        CacheError: missing or damaged.
+    """
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            height, width = (int(side) for side in stored["size_hw"])
+            scores = torch.from_numpy(stored["scores"])
+            if "packed" in stored:
+                bits = np.unpackbits(stored["packed"], axis=1, count=height * width)
+                masks = torch.from_numpy(bits.reshape(len(scores), height, width).astype(bool))
+            else:
+                masks = torch.from_numpy(stored["soft"]).float() / 255
+            embeddings = torch.from_numpy(stored["embeddings"]) if "embeddings" in stored else None
+            return Proposals(masks, scores, embeddings, source=str(stored["source"]))
+    except FileNotFoundError as error:
+        raise CacheError(f"{path}: no proposals are stored here.") from error
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+        raise CacheError(
+            f"{path}: stored proposals are damaged ({error}). Delete the file and cache again."
+        ) from error
+
+
+def read_npz_digest(path: str | Path) -> str:
+    """The image's digest alone; "" where none was stored or the file is damaged."""
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            return str(stored["digest"])
+    except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
+        return ""
+
+
+def to_coco(image_id: str, proposals: Proposals, image_digest: str = "") -> list[dict[str, Any]]:
+    """Entries of a COCO result list, soft masks cut at 0.5; without proposals, one without a segmentation."""
+    common: dict[str, Any] = {"image_id": image_id}
+    if image_digest:
+        common["image_digest"] = image_digest
+    if len(proposals) == 0:
+        return [{**common, "segmentation": None, "score": 0.0}]
+    masks = proposals.masks.detach().cpu()
+    binary = masks if masks.dtype == torch.bool else masks > 0.5
+    return [
+        {**common, "segmentation": rle.encode(mask), "score": float(score)}
+        for mask, score in zip(binary, proposals.scores.tolist(), strict=True)
+    ]
+
+
+def from_coco(entries: Sequence[dict[str, Any]], size_hw: tuple[int, int], source: str = "") -> Proposals:
+    """One image's entries -> bool masks of their stored size; size_hw is used where there is no mask to tell.
+
+    Raises:
+        RLEError: a broken encoding. CacheError: masks of different sizes.
+    """
+    kept = [entry for entry in entries if entry["segmentation"] is not None]
+    masks = [rle.decode(entry["segmentation"]) for entry in kept]
+    if len({mask.shape for mask in masks}) > 1:
+        raise CacheError(
+            f"Masks of image {kept[0]['image_id']!r} have different sizes: "
+            f"{sorted({tuple(m.shape) for m in masks})}."
+        )
+    stacked = torch.stack(masks) if masks else torch.zeros((0, *size_hw), dtype=torch.bool)
+    scores = torch.tensor([float(entry.get("score", 1.0)) for entry in kept], dtype=torch.float32)
+    return Proposals(stacked, scores, source=source)
+
+
+def read_coco_json(path: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """image id (as text) -> its entries, in the file's order.
+
+    Raises:
+        CacheError: missing, not JSON (with the line), or not a list of entries with image_id and
+        segmentation.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise CacheError(f"{path}: there is no such file. Write it with tools/cache_proposals.py.") from error
+    except json.JSONDecodeError as error:
+        raise CacheError(
+            f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})."
+        ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise CacheError(f"{path}: cannot be read ({error}).") from error
+    if isinstance(content, dict) and isinstance(content.get("annotations"), list):
+        content = content["annotations"]
+    if not isinstance(content, list):
+        raise CacheError(f"{path}: expected a list of entries with image_id, segmentation and score.")
+    found: dict[str, list[dict[str, Any]]] = {}
+    for place, entry in enumerate(content):
+        if not isinstance(entry, dict) or not {"image_id", "segmentation"} <= entry.keys():
+            raise CacheError(f"{path}: entry {place} lacks image_id or segmentation.")
+        if isinstance(entry["segmentation"], list):
+            raise CacheError(f"{path}: entry {place} is a polygon; only run-length encoded masks are read.")
+        found.setdefault(str(entry["image_id"]), []).append(entry)
+    return found
+
+
+def write_coco_json(path: str | Path, entries: Sequence[dict[str, Any]]) -> None:
+    """Write a whole result list. Atomic."""
+    with replacing(path) as stream:
+        stream.write(json.dumps(list(entries)).encode())
