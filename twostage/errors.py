@@ -1,4 +1,4 @@
-"""The base class of everything a user can do wrong: programs answer with its message, not with a traceback."""
+"""The base class of all a user can do wrong: programs answer with its message, not with a traceback."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from twostage.types import DenseScores, Evidence, Proposals, RegionScores, Segmentation, TextBank
 from twostage.vocabulary import Vocabulary
@@ -77,6 +77,11 @@ class ImageTextModel(Protocol):
 class Task(Protocol):
     """What the engine can train."""
 
+    @property
+    def module(self) -> nn.Module:
+        """The trainable network, on its device; `losses` uses this very object."""
+        ...
+
     def losses(self, batch: Any) -> dict[str, Tensor]:
         """Named scalar terms, already weighted; the engine adds them up."""
         ...
@@ -86,5 +91,12 @@ class Task(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What a checkpoint stores of the model: tensors, and plain data such as the trained vocabulary."""
+        """What a checkpoint stores of the model: "model" with its tensors, and plain data such as the vocabulary."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Any], where: str, resuming: bool) -> None:
+        """Takes back what state_dict() gave, strictly; `where` is the file, for messages.
+
+        resuming: the same training goes on, so that the plain data has to agree too.
+        """
         ...

@@ -1,8 +1,8 @@
 """The options of a run: every one typed, documented, with the paper's value as default.
 
 In files the names are upper case (`SOLVER.BASE_LR`), in Python lower case (`config.solver.base_lr`). Defaults
-follow Xu et al., "A Simple Baseline for Open-Vocabulary Semantic Segmentation with Pre-trained Vision-language
-Model", ECCV 2022, as trained on COCO-Stuff.
+follow Xu et al., "A Simple Baseline for Open-Vocabulary Semantic Segmentation with Pre-trained Vision-
+language Model", ECCV 2022, as trained on COCO-Stuff.
 """
 # ruff: noqa: RUF009  option() makes a dataclass field, which is what a default may be
 
@@ -29,7 +29,7 @@ def option(
     above: float | None = None,
     most: float | None = None,
 ) -> Any:
-    """A documented field: `choices` bounds words; `least`, `above` (exclusive) and `most` numbers, also in lists."""
+    """A documented field: `choices` bounds words; `least`, `above` (exclusive), `most` bound numbers."""
     limits = {"doc": doc, "choices": tuple(choices), "least": least, "above": above, "most": most}
     if isinstance(default, (list, dict)):
         return field(default_factory=default.copy, metadata=limits)
@@ -69,9 +69,7 @@ class InputConfig:
         least=1,
     )
     max_size_train: int = option(2560, "Longest allowed longer edge in training, pixels", least=1)
-    crop_size: list[int] = option(
-        [640, 640], "Height and width of a training crop, pixels; smaller is padded", least=1
-    )
+    crop_size: int = option(640, "Side of a training crop, pixels; smaller photos are padded", least=1)
     color_jitter: bool = option(True, "Vary brightness, contrast, saturation and hue in training")
     flip: float = option(0.5, "Probability of a horizontal flip in training", least=0, most=1)
     min_size_test: int = option(640, "Shorter edge in evaluation, pixels; 0 keeps the size", least=0)

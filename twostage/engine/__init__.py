@@ -1,1 +1,1 @@
-"""A training loop that knows no segmentation, only tasks."""
+"""Training without knowledge of what is trained: launch, loop, optimiser, checkpoints, events."""

@@ -1,0 +1,157 @@
+"""Several processes as one run: started here or by torchrun, asked for their rank, gathered."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
+
+from twostage.errors import TwostageError
+
+
+class LaunchError(TwostageError):
+    """The processes that were asked for cannot be started on this machine."""
+
+
+def launch(
+    main: Callable[..., Any],
+    num_gpus: int | None = None,
+    num_machines: int = 1,
+    machine_rank: int = 0,
+    dist_url: str = "auto",
+    args: tuple[Any, ...] = (),
+) -> Any:
+    """Calls main(*args) in every process of the run; returns its result where there is one process only.
+
+    Under torchrun the environment decides and the other arguments count for nothing. Otherwise num_gpus
+    processes start on this machine (None: one, on the GPU when there is one); 0 is one process on the CPU.
+
+    Raises:
+        LaunchError: more GPUs than there are, or several machines without a common address.
+    """
+    if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
+        return _run_under_torchrun(main, args)
+    wanted, present = num_gpus or 0, torch.cuda.device_count()
+    if wanted < 0 or wanted > present:
+        raise LaunchError(
+            f"--num-gpus: expected 0 to {present} (the GPUs of this machine), got {wanted}. Leave it out for a "
+            "single process, or start several CPU processes with `torchrun --nproc-per-node N train_net.py ...`."
+        )
+    world_size = max(wanted, 1) * num_machines
+    if world_size == 1:
+        return main(*args)
+    if not 0 <= machine_rank < num_machines:
+        raise LaunchError(f"--machine-rank: expected 0 to {num_machines - 1}, got {machine_rank}.")
+    if dist_url == "auto":
+        if num_machines > 1:
+            raise LaunchError("--dist-url: several machines need a common address such as tcp://HOST:PORT.")
+        dist_url = f"tcp://127.0.0.1:{_free_port()}"
+    local = max(wanted, 1)
+    spawn(_worker, nprocs=local, args=(main, local, world_size, machine_rank, dist_url, args))
+    return None
+
+
+def _run_under_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    _join(
+        int(os.environ["RANK"]),
+        int(os.environ["WORLD_SIZE"]),
+        int(os.environ.get("LOCAL_RANK", "0")),
+        "env://",
+    )
+    try:
+        return main(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _worker(
+    local_rank: int,
+    main: Callable[..., Any],
+    local: int,
+    world_size: int,
+    machine_rank: int,
+    dist_url: str,
+    args: tuple[Any, ...],
+) -> None:
+    _join(machine_rank * local + local_rank, world_size, local_rank, dist_url)
+    try:
+        main(*args)
+    finally:
+        dist.destroy_process_group()
+
+
+def _join(rank: int, world_size: int, local_rank: int, url: str) -> None:
+    on_gpu = torch.cuda.is_available() and torch.cuda.device_count() > local_rank
+    if on_gpu:
+        torch.cuda.set_device(local_rank)
+    dist.init_process_group("nccl" if on_gpu else "gloo", init_method=url, rank=rank, world_size=world_size)
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def is_distributed() -> bool:
+    """Whether this process belongs to a group."""
+    return dist.is_available() and dist.is_initialized()
+
+
+def rank() -> int:
+    """Number of this process, 0 alone."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """Number of processes."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def is_main() -> bool:
+    """Whether this process writes files and speaks to people."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Waits for every process."""
+    if is_distributed():
+        dist.barrier()
+
+
+def all_gather_object(item: Any) -> list[Any]:
+    """What every process gave, by rank; plain data and CPU tensors."""
+    if not is_distributed():
+        return [item]
+    items: list[Any] = [None] * world_size()
+    dist.all_gather_object(items, item)
+    return items
+
+
+def highest(value: int, device: torch.device) -> int:
+    """The largest of the processes' values: how they agree to stop together."""
+    if not is_distributed():
+        return value
+    box = torch.tensor(value, device=device)
+    dist.all_reduce(box, op=dist.ReduceOp.MAX)
+    return int(box)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """The device of this process: "auto" takes its GPU where there is one.
+
+    Raises:
+        LaunchError: "cuda" without a GPU.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise LaunchError(
+            "MODEL.DEVICE is cuda, but torch finds no GPU. Use `MODEL.DEVICE cpu`, or leave it at auto."
+        )
+    if name == "cpu" or not torch.cuda.is_available():
+        return torch.device("cpu")
+    return torch.device("cuda", torch.cuda.current_device())
