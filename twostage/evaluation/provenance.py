@@ -82,7 +82,7 @@ def versions() -> dict[str, str | None]:
 
 
 def git_revision(folder: str | Path | None = None) -> str | None:
-    """The commit of the checkout that holds the package (or `folder`), "+changes" appended where files differ.
+    """The commit of the checkout that holds the package (or `folder`); "+changes" says that files differ.
 
     None where there is no git, no checkout, or the package is installed elsewhere.
     """
