@@ -47,7 +47,8 @@ class ModelConfig:
 
     weights: str = option("", "File with trained weights (.pth or .safetensors); empty starts from scratch")
     device: str = option("auto", "auto takes the GPU when there is one", choices=("auto", "cpu", "cuda"))
-    mask_former: dict[str, Any] = option({}, "Options of the mask network, by the names of its own Config")
+    mask_former: dict[str, Any] = option({}, "Options of the mask network, by the names of MaskFormerConfig")
+    losses: dict[str, Any] = option({}, "Factors and kinds of its losses, by the names of LossConfig")
 
 
 @dataclass(frozen=True)
@@ -131,10 +132,14 @@ class ClipConfig:
 
     model: str = option("ViT-B-16-quickgelu", "open_clip's name of the architecture")
     pretrained: str = option("openai", "open_clip's tag of the weights, or a local file")
-    dtype: str = option("fp32", "Number format of the weights", choices=("fp32", "bf16", "fp16"))
-    templates: str = option("imagenet-80", "Set of prompt templates, or one template with {} for the name")
+    dtype: str = option("fp32", "Number format of the weights", choices=("auto", "fp32", "bf16", "fp16"))
+    templates: str = option(
+        "imagenet", "A set (single, vild, imagenet), a file, or one template with {} for the name"
+    )
     logit_scale: float | None = option(100.0, "Factor on cosines; null takes the model's own", above=0)
     text_features: str = option("", "File of text features to use instead of the text tower")
+    text_names: str = option("", "JSON file with the names of its rows; empty: the vocabulary's order")
+    cache_dir: str = option("", "Folder that keeps encoded prompts between runs; empty keeps none")
 
 
 @dataclass(frozen=True)

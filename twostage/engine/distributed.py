@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.multiprocessing.spawn import spawn
+from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from twostage.errors import TwostageError
 
@@ -19,31 +20,34 @@ class LaunchError(TwostageError):
 
 
 def launch(
-    main: Callable[..., Any],
+    main: Callable[..., int],
     num_gpus: int | None = None,
     num_machines: int = 1,
     machine_rank: int = 0,
     dist_url: str = "auto",
     args: tuple[Any, ...] = (),
-) -> Any:
-    """Calls main(*args) in every process of the run; returns its result where there is one process only.
+) -> int:
+    """Calls main(*args) in every process of the run; main returns an exit status, and so does this.
 
     Under torchrun the environment decides and the other arguments count for nothing. Otherwise num_gpus
-    processes start on this machine (None: one, on the GPU when there is one); 0 is one process on the CPU.
+    processes start on this machine (None or 0: one).
 
     Raises:
         LaunchError: more GPUs than there are, or several machines without a common address.
     """
     if "RANK" in os.environ and "WORLD_SIZE" in os.environ:
-        return _run_under_torchrun(main, args)
-    wanted, present = num_gpus or 0, torch.cuda.device_count()
-    if wanted < 0 or wanted > present:
-        raise LaunchError(
-            f"--num-gpus: expected 0 to {present} (the GPUs of this machine), got {wanted}. Leave it out for a "
-            "single process, or start several CPU processes with `torchrun --nproc-per-node N train_net.py ...`."
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return _member(
+            int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"]), local_rank, "env://", main, args
         )
-    world_size = max(wanted, 1) * num_machines
-    if world_size == 1:
+    wanted, present = num_gpus or 0, torch.cuda.device_count()
+    if not 0 <= wanted <= present:
+        raise LaunchError(
+            f"--num-gpus: expected 0 to {present}, the GPUs of this machine, got {wanted}. Leave it out for a "
+            "single process, or use `torchrun --nproc-per-node N train_net.py ...` for several on the CPU."
+        )
+    local = max(wanted, 1)
+    if local * num_machines == 1:
         return main(*args)
     if not 0 <= machine_rank < num_machines:
         raise LaunchError(f"--machine-rank: expected 0 to {num_machines - 1}, got {machine_rank}.")
@@ -51,36 +55,42 @@ def launch(
         if num_machines > 1:
             raise LaunchError("--dist-url: several machines need a common address such as tcp://HOST:PORT.")
         dist_url = f"tcp://127.0.0.1:{_free_port()}"
-    local = max(wanted, 1)
-    spawn(_worker, nprocs=local, args=(main, local, world_size, machine_rank, dist_url, args))
-    return None
+    return _spawn(local, (main, local, local * num_machines, machine_rank, dist_url, args))
 
 
-def _run_under_torchrun(main: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-    _join(
-        int(os.environ["RANK"]),
-        int(os.environ["WORLD_SIZE"]),
-        int(os.environ.get("LOCAL_RANK", "0")),
-        "env://",
-    )
-    try:
-        return main(*args)
-    finally:
-        dist.destroy_process_group()
+def _spawn(count: int, args: tuple[Any, ...]) -> int:
+    """Starts the processes and waits; the exit status of the first that failed, or 0."""
+    context = spawn(_worker, nprocs=count, args=args, join=False)
+    while True:
+        try:
+            if context.join():
+                return 0
+        except KeyboardInterrupt:
+            continue  # the terminal asked every process; they save and end by themselves
+        except ProcessExitedException as failure:
+            return failure.exit_code
 
 
 def _worker(
     local_rank: int,
-    main: Callable[..., Any],
+    main: Callable[..., int],
     local: int,
     world_size: int,
     machine_rank: int,
-    dist_url: str,
+    url: str,
     args: tuple[Any, ...],
 ) -> None:
-    _join(machine_rank * local + local_rank, world_size, local_rank, dist_url)
+    status = _member(machine_rank * local + local_rank, world_size, local_rank, url, main, args)
+    if status:
+        sys.exit(status)
+
+
+def _member(
+    rank: int, world_size: int, local_rank: int, url: str, main: Callable[..., int], args: tuple[Any, ...]
+) -> int:
+    _join(rank, world_size, local_rank, url)
     try:
-        main(*args)
+        return main(*args)
     finally:
         dist.destroy_process_group()
 

@@ -200,7 +200,7 @@ class Trainer:
             )
         if solver.ims_per_batch % processes:
             raise TwostageError(
-                f"SOLVER.IMS_PER_BATCH: {processes} processes cannot share {solver.ims_per_batch} photos evenly."
+                f"SOLVER.IMS_PER_BATCH: {processes} processes cannot share {solver.ims_per_batch} evenly."
             )
         share = solver.ims_per_batch // processes
         if share < solver.accumulation:
@@ -225,9 +225,9 @@ def _split(batch: Any, parts: int) -> list[Any]:
 def _not_finite(iteration: int, what: str, ids: str) -> str:
     images = f" Images: {ids}." if ids else ""
     return (
-        f"Training stopped before update {iteration + 1}: {what}.{images} Nothing was updated or saved. Look at "
-        "these images and labels; lower SOLVER.BASE_LR or switch SOLVER.AMP off; --resume goes on from the last "
-        "checkpoint."
+        f"Training stopped before update {iteration + 1}: {what}.{images} Nothing was updated or saved. "
+        "Look at these images and labels; lower SOLVER.BASE_LR or switch SOLVER.AMP off; "
+        "--resume goes on from the last checkpoint."
     )
 
 
