@@ -1,0 +1,77 @@
+"""From a photo to what a tower takes in: resized, normalised, padded, and the way back.
+
+Shapes: H x W pixels of one image.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from twostage.ops.windows import Box
+
+Fit = Literal["round", "pad"]
+"""How an image meets the patch grid: "round" its size to the nearest multiple of a patch, or "pad" it with
+zeros."""
+
+
+def target_size(
+    size_hw: tuple[int, int], short_edge: int, long_edge: int, cell_hw: tuple[int, int], fit: Fit
+) -> tuple[int, int]:
+    """The size in pixels to bring an image to: short edge as asked (0: as it is), long edge at most
+    `long_edge`.
+
+    With fit "round" both are multiples of the cell, and at least one cell.
+    """
+    height, width = size_hw
+    scale = 1.0 if short_edge == 0 else short_edge / min(height, width)
+    scale = min(scale, long_edge / max(height, width))
+    sizes = (height * scale, width * scale)
+    if fit == "pad":
+        return max(1, round(sizes[0])), max(1, round(sizes[1]))
+    tall, wide = (max(1, round(size / cell)) * cell for size, cell in zip(sizes, cell_hw, strict=True))
+    return tall, wide
+
+
+def to_pixels(image: Tensor, size_hw: tuple[int, int], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """RGB uint8 (3, H, W) -> (3, *size_hw) float32, resized (bilinear, antialiased), then normalised."""
+    pixels = image[None].float() / 255
+    if tuple(image.shape[1:]) != size_hw:
+        pixels = F.interpolate(pixels, size=size_hw, mode="bilinear", align_corners=False, antialias=True)
+    shape = (1, 3, 1, 1)
+    pixels = (pixels - pixels.new_tensor(mean).reshape(shape)) / pixels.new_tensor(std).reshape(shape)
+    return pixels[0]
+
+
+def pad_to_cells(pixels: Tensor, cell_hw: tuple[int, int]) -> tuple[Tensor, Box]:
+    """(B, 3, H, W) normalised -> the same with zeros around it, its size a multiple of the cell, and where it
+    lies in it.
+
+    The padding is centred, the odd pixel right and below (as in ClearCLIP and ProxyCLIP, Lan et al., 2024).
+    """
+    height, width = pixels.shape[-2:]
+    down, across = -height % cell_hw[0], -width % cell_hw[1]
+    top, left = down // 2, across // 2
+    padded = F.pad(pixels, (left, across - left, top, down - top))
+    return padded, (top, left, top + height, left + width)
+
+
+def to_full_size(maps: Tensor, padded_hw: tuple[int, int], inside: Box) -> Tensor:
+    """(B, C, h, w) grid of a padded image -> (B, C, H, W) at its pixels, padding cut off (bilinear)."""
+    full = F.interpolate(maps, size=padded_hw, mode="bilinear", align_corners=False)
+    top, left, bottom, right = inside
+    return full[..., top:bottom, left:right]
+
+
+def class_maps(rows: Tensor, class_of: Tensor, num_classes: int) -> Tensor:
+    """(B, T, ...) scores of text rows -> (B, K, ...): a class with synonyms takes its best row at every
+    place."""
+    if torch.equal(class_of.cpu(), torch.arange(num_classes)):
+        return rows
+    out = rows.new_full((len(rows), num_classes, *rows.shape[2:]), -torch.inf)
+    index = class_of.to(rows.device).reshape(1, -1, *([1] * (rows.ndim - 2))).expand(rows.shape)
+    return out.scatter_reduce(1, index, rows, reduce="amax")
