@@ -1,4 +1,5 @@
-"""A task with nothing of segmentation in it: a small network with dropout fits random numbers. Also runs as a program.
+"""A task with nothing of segmentation in it: a small network with dropout fits random numbers. Also runs as
+a program.
 
     python toy_task.py OUTPUT_DIR KEY=VALUE...      (options: --resume, --slow, --die-in-save)
 """
@@ -80,14 +81,16 @@ class ToyTask:
         return group_parameters(self.network, self.solver)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"model": self.network.state_dict(), "vocabulary": [["cat", "puss"], ["dog"]]}
+        return {"model": self.network.state_dict(), "vocabulary": {"names": [["cat", "puss"], ["dog"]]}}
 
     def load_state_dict(self, state: Mapping[str, Any], where: str, resuming: bool) -> None:
         load_strictly(self.network, state["model"], where)
 
 
 def make_batches(config: Config, pause: float = 0.0) -> Any:
-    """A factory of batches that depend on (seed, iteration) alone; W processes share out what one would see."""
+    """A factory of batches that depend on (seed, iteration) alone; W processes share out what one would
+    see.
+    """
 
     def batches(start: int) -> Iterator[Batch]:
         size = config.solver.ims_per_batch
@@ -106,7 +109,12 @@ def make_batches(config: Config, pause: float = 0.0) -> Any:
 
 def toy_config(folder: object, *overrides: str) -> Config:
     """A small run that writes to `folder`."""
-    small = ["solver.ims_per_batch=4", "solver.max_iter=10", "solver.base_lr=0.01", "solver.clip_gradients=1.0"]
+    small = [
+        "solver.ims_per_batch=4",
+        "solver.max_iter=10",
+        "solver.base_lr=0.01",
+        "solver.clip_gradients=1.0",
+    ]
     return load_config(None, [*small, "solver.log_period=1", f"output_dir={folder}", *overrides])
 
 

@@ -43,7 +43,7 @@ class ProposalTask:
     ) -> None:
         if text.num_classes != len(vocabulary):
             raise VocabularyError(
-                f"ProposalTask: the text bank has {text.num_classes} classes, the vocabulary {len(vocabulary)}."
+                f"ProposalTask: text of {text.num_classes} classes, a vocabulary of {len(vocabulary)}."
             )
         self._network, self._criterion, self._solver = network, criterion, solver
         self.vocabulary = vocabulary
@@ -74,18 +74,15 @@ class ProposalTask:
         return group_parameters(self._network, self._solver)
 
     def state_dict(self) -> dict[str, Any]:
-        """{"model": tensors, "vocabulary": synonyms of each trained class, "network": the network's
-        options}.
-        """
+        """{"model": tensors, "vocabulary": {"names": synonyms of each class}, "network": its options}."""
         return {
             "model": self._network.state_dict(),
-            "vocabulary": [list(synonyms) for synonyms in self.vocabulary.names],
+            "vocabulary": {"names": [list(synonyms) for synonyms in self.vocabulary.names]},
             "network": dataclasses.asdict(self._network.config),
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: str, resuming: bool) -> None:
-        """Loads the network strictly. Resuming needs the same vocabulary; weights to start from may have
-        another.
+        """Loads the network strictly. Resuming needs the same vocabulary; mere weights may come from another.
 
         Raises:
             VocabularyError: resuming from a checkpoint of another vocabulary.
@@ -102,15 +99,14 @@ def trained_vocabulary(state: Mapping[str, Any], where: str) -> Vocabulary:
     Raises:
         CheckpointError: the checkpoint does not say.
     """
-    names = state.get("vocabulary")
+    names = (state.get("vocabulary") or {}).get("names")
     if not names:
         raise CheckpointError(f"{where} does not say which classes it was trained on (entry 'vocabulary').")
     return Vocabulary(tuple(tuple(synonyms) for synonyms in names), seen=(True,) * len(names))
 
 
 def export_weights(checkpoint: str | Path, out: str | Path, half: bool = True) -> None:
-    """A checkpoint's weights, vocabulary and network options as a .safetensors file for sharing; fp16 if
-    `half`.
+    """A checkpoint's weights, vocabulary and network options as a .safetensors file to share; half: in fp16.
 
     Raises:
         CheckpointError: the checkpoint is unusable or does not say which classes it was trained on.
@@ -121,7 +117,7 @@ def export_weights(checkpoint: str | Path, out: str | Path, half: bool = True) -
         name: tensor.half() if half and tensor.is_floating_point() else tensor
         for name, tensor in state["model"].items()
     }
-    metadata = {
+    metadata: dict[str, Any] = {
         name: state[name] for name in ("vocabulary", "network", "iteration", "version") if name in state
     }
     write_weights(out, tensors, metadata)
