@@ -47,6 +47,11 @@ class FolderDataset:
     def __len__(self) -> int:
         return len(self.files)
 
+    @property
+    def image_ids(self) -> list[str]:
+        """The ids in order, without reading an image."""
+        return [image.stem for image, _ in self.files]
+
     def __getitem__(self, index: int) -> Sample:
         """Raises ImageReadError or LabelError naming the file; IndexError past the end."""
         image_path, mask_path = self.files[index]

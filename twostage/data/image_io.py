@@ -54,7 +54,11 @@ def read_image(path: str | Path) -> Tensor:
     if image.mode.startswith("I"):
         grey = (np.asarray(image).astype(np.uint32) * 255 + 32767) // 65535
         image = Image.fromarray(grey.astype(np.uint8))
-    return torch.from_numpy(np.array(_to_rgb(image))).permute(2, 0, 1).contiguous()
+    try:
+        rgb = np.array(_to_rgb(image))
+    except ValueError as error:
+        raise ImageReadError(f"{path}: {error}. Save it as an RGB PNG or JPEG.") from error
+    return torch.from_numpy(rgb).permute(2, 0, 1).contiguous()
 
 
 def read_label_png(path: str | Path) -> Tensor:
@@ -122,6 +126,10 @@ def _open(path: Path, upright: bool = True) -> Image.Image:
     except FileNotFoundError as error:
         raise ImageReadError(
             f"{path}: there is no such file. Check the path (and that disks are mounted)."
+        ) from error
+    except (IsADirectoryError, PermissionError) as error:
+        raise ImageReadError(
+            f"{path}: cannot be opened ({error.strerror}). Give a file you may read."
         ) from error
     except UnidentifiedImageError as error:
         raise ImageReadError(

@@ -82,6 +82,7 @@ class TrainLoader:
             sampler=_Iterations(self._start),
             num_workers=self._num_workers,
             worker_init_fn=_quiet_worker,
+            generator=torch.Generator(),  # of its own, or the global one would depend on when we start
         )
         for made in loader:
             if isinstance(made, DataError):

@@ -22,13 +22,13 @@ from twostage.types import VOID
 
 @dataclass(frozen=True)
 class TrainTransformConfig:
-    """Knobs of the training crops; defaults are the paper's for COCO-Stuff (VOC: max_size 2048, crops of 512).
+    """Knobs of the training crops; defaults are the paper's for COCO-Stuff; VOC: max_size 2048, crops of 512.
 
     short_edges: pixels, one is drawn for each image; max_size: limit of the long edge after resizing, pixels;
     crop_size_hw: of the crop, pixels, smaller images are padded to it; flip: probability of mirroring;
     colour: whether colours are distorted, each of four ways with probability colour_chance: brightness adds
-    up to +-brightness (of 255), contrast and saturation multiply by a factor in their range, hue turns by up to
-    +-hue (of 180 steps, two degrees each); pad_value: grey level of the padding.
+    up to +-brightness (of 255), contrast and saturation multiply by a factor in their range, hue turns by
+    up to +-hue (of 180 steps, two degrees each); pad_value: grey level of the padding.
     """
 
     short_edges: tuple[int, ...] = tuple(range(320, 961, 64))
@@ -137,7 +137,8 @@ def distort_colours(
 
 
 def _scaled(values: np.ndarray, factor: float, offset: float) -> np.ndarray:
-    return np.clip(values.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
+    edited: np.ndarray = np.clip(values.astype(np.float32) * factor + offset, 0, 255).astype(np.uint8)
+    return edited
 
 
 def _in_hsv(image: np.ndarray, saturation: float, hue: int) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -52,8 +52,9 @@ def cache(
         raise CacheError(f"cache: unknown format {format!r}.{nearest(format, _WRITERS)}")
     writer = _WRITERS[format](Path(out))
     earlier, fresh = set(writer.done), set[str]()
-    masks, skipped, total = 0, 0, len(dataset)
-    for count, sample in enumerate(prefetch(dataset, range(total)), start=1):
+    total, todo = len(dataset), _without(dataset, earlier)
+    masks, skipped = 0, total - len(todo)
+    for count, sample in enumerate(prefetch(dataset, todo), start=skipped + 1):
         if sample.image_id in fresh:
             raise CacheError(
                 f"{dataset.name}: two images have the id {sample.image_id!r}; ids have to differ."
@@ -69,6 +70,14 @@ def cache(
             progress(count, total)
     writer.finish()
     return CacheSummary(total - skipped, skipped, masks)
+
+
+def _without(dataset: SegmentationDataset, done: set[str]) -> Sequence[int]:
+    """Indices worth reading: all, unless the data set tells its ids without reading the images."""
+    ids = getattr(dataset, "image_ids", None)
+    if ids is None:
+        return range(len(dataset))
+    return [index for index, image_id in enumerate(ids) if image_id not in done]
 
 
 def _propose(

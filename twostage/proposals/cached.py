@@ -21,7 +21,7 @@ from twostage.vocabulary import nearest
 @dataclass(frozen=True)
 class CachedConfig:
     """path: a COCO result list (.json), or a folder with one IMAGE_ID.npz an image; missing: what an image
-    without stored proposals does, "error", or "empty" for lists of programs that are silent about such images.
+    without stored proposals does, "error", or "empty" for lists of programs that skip such images.
     """
 
     path: str
@@ -68,7 +68,7 @@ class CachedProposals:
             return cls(CachedConfig(str(path), missing="empty"))
 
     def propose(self, images: Sequence[Tensor], text: TextBank | None = None) -> list[Proposals]:
-        """images: RGB uint8 (3, H, W), found by their pixels, so the very ones that were cached, in that size.
+        """images: RGB uint8 (3, H, W), found by their pixels, so the very ones that were cached, same size.
 
         Raises:
             CacheError: an image's pixels were never cached.
