@@ -51,11 +51,11 @@ class PairStream:
             self._pool[position] = render(rng)
         scene = self._pool[position]
         kind = rng.random()
-        if kind < 0.5:
+        if kind < 0.45:
             return self._cut_out(scene)
-        if kind < 0.75 and scene.instances:
+        if kind < 0.7 and scene.instances:
             return self._in_context(scene)
-        if kind < 0.9:
+        if kind < 0.85:
             return self._patch(scene)
         return self._view(scene)
 

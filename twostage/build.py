@@ -1,0 +1,243 @@
+"""Whole runs from a configuration: train(), evaluate(), and the systems that an evaluation compares."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twostage import visualize
+from twostage.builder import Builder, Trained
+from twostage.config import Config, ConfigError
+from twostage.data import catalog
+from twostage.data.loader import TrainLoader, training_vocabulary
+from twostage.data.sample import Sample, SegmentationDataset
+from twostage.data.transforms import TrainTransformConfig
+from twostage.engine import distributed
+from twostage.engine.checkpoint import Checkpointer, CheckpointError
+from twostage.engine.trainer import Trainer
+from twostage.evaluation import provenance, report, runner
+from twostage.evaluation.runner import ORACLE_CLASSES, ORACLE_MASKS, Outcome
+from twostage.interfaces import Ensemble, ProposalGenerator
+from twostage.maskformer.criterion import Criterion, LossConfig
+from twostage.segmenter import Segmenter, Words
+from twostage.tasks.proposals import ProposalTask
+from twostage.types import Segmentation
+from twostage.vocabulary import nearest
+
+logger = logging.getLogger(__name__)
+
+ENSEMBLE = "ensemble"
+SYSTEMS: dict[str, tuple[str, ...]] = {
+    "stage one": ("stage_one",),
+    "CLIP crops": ("regions",),
+    "dense": ("dense",),
+    "stage one + crops": ("stage_one", "regions"),
+    "crops + dense": ("regions", "dense"),
+}
+"""Parts of the evidence that the geometric ensemble is also measured on, one at a time and in pairs."""
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Train stage one on the seen classes of DATASETS.TRAIN, evaluate on DATASETS.TEST; returns the checkpoint."""
+    if len(config.datasets.train) != 1:
+        raise ConfigError(
+            f"DATASETS.TRAIN: expected one data set, got {len(config.datasets.train)}: a batch has one vocabulary."
+        )
+    builder = Builder(config)
+    dataset = catalog.get(config.datasets.train[0], config.datasets.root)
+    tests = [catalog.get(name, config.datasets.root) for name in config.datasets.test]
+    vocabulary = training_vocabulary(dataset)
+    network = builder.network()
+    criterion = Criterion(_losses(config))
+    task = ProposalTask(network, criterion, builder.text(vocabulary), vocabulary, config.solver)
+    names = tuple(name for synonyms in vocabulary.names for name in synonyms)
+    logger.info(
+        "Training %s parameters on %s: %d scenes or photos, %d seen classes",
+        f"{sum(p.numel() for p in network.parameters() if p.requires_grad):,}",
+        dataset.name,
+        len(dataset),
+        len(vocabulary),
+    )
+
+    def measure(iteration: int) -> dict[str, float]:
+        outcomes = _evaluate(Builder(config, Trained(network, names)), tests)
+        return _scalars(outcomes)
+
+    def batches(start: int) -> TrainLoader:
+        return TrainLoader(
+            dataset,
+            config.solver.ims_per_batch // distributed.world_size(),
+            config.seed,
+            _transforms(config),
+            num_workers=config.dataloader.num_workers,
+            start_iteration=start,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+        )
+
+    return Trainer(task, batches, config, measure if tests else None).run(resume)
+
+
+def evaluate(config: Config, resume: bool = False) -> dict[str, Outcome]:
+    """Measure every system on DATASETS.TEST with MODEL.WEIGHTS; resume takes OUTPUT_DIR's newest checkpoint."""
+    if resume:
+        found = Checkpointer(config.output_dir).load_newest()
+        if found is None:
+            raise CheckpointError(f"OUTPUT_DIR: there is no checkpoint in {config.output_dir} to evaluate.")
+        model = dataclasses.replace(config.model, weights=str(found[0]))
+        config = dataclasses.replace(config, model=model)
+    if not config.datasets.test:
+        raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
+    tests = [catalog.get(name, config.datasets.root) for name in config.datasets.test]
+    return _evaluate(Builder(config), tests)
+
+
+def build_proposals(config: Config) -> ProposalGenerator:
+    """Stage one alone."""
+    found = Builder(config).proposals()
+    if found is None:
+        raise ConfigError("PROPOSALS.NAME is empty: name the component that finds masks.")
+    return found  # type: ignore[no-any-return]
+
+
+def systems(segmenter: Segmenter, wanted: list[str]) -> dict[str, Ensemble]:
+    """What an evaluation compares: single parts, pairs, the configured ensemble, the oracles.
+
+    wanted: some of these names (TEST.SYSTEMS); empty takes all that the segmenter's parts allow.
+    """
+    present = [
+        part
+        for part, there in (
+            ("stage_one", segmenter.proposals),
+            ("regions", segmenter.proposals and segmenter.classifier),
+            ("dense", segmenter.dense),
+        )
+        if there
+    ]
+    found: dict[str, Ensemble] = {}
+    configured: Any = segmenter.ensemble
+    if any(field.name == "use" for field in dataclasses.fields(configured.config)):
+        for name, parts in SYSTEMS.items():
+            if set(parts) <= set(present) and set(parts) != set(present):
+                found[name] = _using(configured, parts)
+        if "regions" in present:
+            found[ORACLE_MASKS] = _using(configured, ("regions",))
+    found[ENSEMBLE] = configured
+    if segmenter.proposals is not None:
+        found[ORACLE_CLASSES] = configured
+    if not wanted:
+        return found
+    for name in wanted:
+        if name not in found:
+            raise ConfigError(f"TEST.SYSTEMS: unknown or impossible system {name!r}.{nearest(name, found)}")
+    return {name: found[name] for name in wanted}
+
+
+def _using(ensemble: Any, parts: tuple[str, ...]) -> Ensemble:
+    """The same ensemble over some parts only; what needs a dense map is off where there is none."""
+    changes: dict[str, Any] = {"use": parts}
+    if "dense" not in parts:
+        changes |= {"dense_pixel_weight": 0.0, "uncovered": "argmax"}
+    return type(ensemble)(dataclasses.replace(ensemble.config, **changes))  # type: ignore[no-any-return]
+
+
+def _evaluate(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Outcome]:
+    config = builder.config
+    segmenter = builder.segmenter()
+    compared = systems(segmenter, config.test.systems)
+    outcomes = {}
+    for dataset in tests:
+        words = builder.words(dataset.vocabulary)
+        out = Path(config.output_dir, "inference")
+        if len(tests) > 1:
+            out /= dataset.name.replace("/", "_").replace(":", "_")
+        logger.info("Evaluating %d systems on %s", len(compared), dataset.name)
+        pictures = _Pictures(out / "overlays", words, config.test.overlays)
+        outcome = runner.evaluate(segmenter, dataset, words, compared, config.test.max_images, pictures)
+        if distributed.is_main():
+            _report(builder, dataset, words, outcome, out)
+        outcomes[dataset.name] = outcome
+    return outcomes
+
+
+def _report(builder: Builder, dataset: SegmentationDataset, words: Words, outcome: Outcome, out: Path) -> None:
+    rows = [report.row(name, metrics, dataset=dataset.name) for name, metrics in outcome.metrics.items()]
+    logger.info("%s, per class:\n%s", dataset.name, report.class_table(rows))
+    if outcome.recall:
+        logger.info("%s, proposals:\n%s", dataset.name, report.recall_table(outcome.recall))
+    rate = outcome.images / max(outcome.seconds, 1e-9)
+    logger.info("%s, %d photos, %.1f a second:\n%s", dataset.name, outcome.images, rate, report.summary_table(rows))
+    config = builder.config
+    path = report.write_results(
+        out / "results.json",
+        rows,
+        provenance.provenance(
+            words.vocabulary,
+            dataset=dataset.name,
+            device=builder.device,
+            clip=_clip_facts(builder),
+            templates=builder.templates,
+            resize_backend="Pillow bilinear on uint8 (photos), torch bicubic (crops)",
+            seeds={"run": config.seed},
+            config=dataclasses.asdict(config),
+        ),
+        proposals={name: dataclasses.asdict(recall) for name, recall in outcome.recall.items()},
+        images=outcome.images,
+        seconds=outcome.seconds,
+    )
+    logger.info("Results in %s", path)
+
+
+def _clip_facts(builder: Builder) -> dict[str, Any]:
+    options = builder.config.clip
+    if options.text_features:
+        return {"text_features": options.text_features}
+    return {"name": builder.clip.name, "weights": options.pretrained, "digest": builder.clip.digest, "dtype": options.dtype}
+
+
+def _scalars(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
+    """The headline numbers for the curves."""
+    values = {}
+    for dataset, outcome in outcomes.items():
+        for system, metrics in outcome.metrics.items():
+            for name, value in (("mIoU", metrics.as_dict().get("mIoU")), ("hIoU", metrics.hIoU)):
+                if value is not None:
+                    values[f"{dataset}/{system}/{name}"] = float(value)
+    return values
+
+
+def _losses(config: Config) -> LossConfig:
+    known = [field.name for field in dataclasses.fields(LossConfig)]
+    for name in config.model.losses:
+        if name not in known:
+            raise ConfigError(f"MODEL.LOSSES: unknown option {name.upper()}.{nearest(name, known)}")
+    return LossConfig(**config.model.losses)
+
+
+def _transforms(config: Config) -> TrainTransformConfig:
+    options = config.input
+    return TrainTransformConfig(
+        short_edges=tuple(options.min_size_train),
+        max_size=options.max_size_train,
+        crop_size_hw=(options.crop_size, options.crop_size),
+        flip=options.flip,
+        colour=options.color_jitter,
+    )
+
+
+class _Pictures:
+    """Writes photo, truth and ensemble side by side for the first photos of an evaluation."""
+
+    def __init__(self, folder: Path, words: Words, count: int) -> None:
+        self._folder, self._words, self._left = folder, words, count if distributed.is_main() else 0
+
+    def __call__(self, sample: Sample, shown: dict[str, Segmentation]) -> None:
+        if self._left <= 0:
+            return
+        self._left -= 1
+        labels = shown.get(ENSEMBLE, next(iter(shown.values()))).labels.cpu()
+        sheet = visualize.side_by_side(sample.image, sample.labels, labels, self._words.vocabulary)
+        visualize.write_picture(self._folder / f"{sample.image_id}.png", sheet)

@@ -1,0 +1,176 @@
+"""From a configuration to objects: the parts of a run, each made at most once and only when asked for."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from twostage import registry
+from twostage.clip.model import ClipModel
+from twostage.clip.prompts import SLOT, load_templates
+from twostage.clip.text_bank import build_text_bank, load_text_bank
+from twostage.config import Config, ConfigError, SlotConfig
+from twostage.engine.checkpoint import load_strictly, read_checkpoint
+from twostage.engine.distributed import pick_device
+from twostage.maskformer.config import MaskFormerConfig
+from twostage.maskformer.network import MaskFormer
+from twostage.segmenter import Segmenter, TestSize, Words
+from twostage.types import TextBank
+from twostage.vocabulary import Vocabulary, nearest
+
+WEIGHTS = Path(__file__).resolve().parent / "maskformer" / "weights"
+DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": "auto"}
+
+
+class Builder:
+    """Makes the parts of one run, each at most once and only when asked for."""
+
+    def __init__(self, config: Config, trained: Trained | None = None) -> None:
+        """trained: stage one's network where it is at hand already, in place of MODEL.WEIGHTS."""
+        self.config = config
+        self.device = pick_device(config.model.device)
+        if trained is not None:
+            self.trained = trained
+
+    @cached_property
+    def clip(self) -> ClipModel:
+        """The image-text model of CLIP.*, frozen."""
+        options = self.config.clip
+        return ClipModel.load(
+            options.model,
+            options.pretrained or None,
+            device=self.device,
+            dtype=DTYPES[options.dtype],
+            seed=self.config.seed,
+        )
+
+    @cached_property
+    def templates(self) -> tuple[str, ...]:
+        """The prompts of CLIP.TEMPLATES: a set by name, a file, or templates."""
+        given = self.config.clip.templates
+        return load_templates(given[0] if len(given) == 1 and SLOT not in given[0] else given)
+
+    def text(self, vocabulary: Vocabulary) -> TextBank:
+        """Text features of a vocabulary, from the text tower or from CLIP.TEXT_FEATURES."""
+        options = self.config.clip
+        if options.text_features:
+            bank = load_text_bank(options.text_features, vocabulary, names=options.text_names or None)
+            scale = options.logit_scale
+            return replace(bank, logit_scale=bank.logit_scale if scale is None else scale).to(self.device)
+        return build_text_bank(
+            self.clip,
+            vocabulary,
+            self.templates,
+            logit_scale="model" if options.logit_scale is None else options.logit_scale,
+            cache_dir=options.cache_dir or None,
+        ).to(self.device)
+
+    @cached_property
+    def embedding_dim(self) -> int:
+        """Width of the joint space that stage one's class head has to reach."""
+        if self.config.clip.text_features:
+            probe = self.config.model.mask_former.get("embedding_dim")
+            if probe is None:
+                raise ConfigError(
+                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide its rows are."
+                )
+            return int(probe)
+        return self.clip.dim
+
+    def network(self) -> MaskFormer:
+        """Stage one's network with fresh weights, drawn from SEED."""
+        options = {"embedding_dim": self.embedding_dim, **self.config.model.mask_former}
+        known = inspect.signature(MaskFormerConfig).parameters
+        for name in options:
+            if name not in known:
+                raise ConfigError(f"MODEL.MASK_FORMER: unknown option {name.upper()}.{nearest(name, known)}")
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
+        torch.manual_seed(self.config.seed)
+        return MaskFormer(MaskFormerConfig(**options)).to(self.device)
+
+    @cached_property
+    def trained(self) -> Trained:
+        """Stage one's network with the weights of MODEL.WEIGHTS, and what it was trained on."""
+        path = self.config.model.weights
+        if not path:
+            raise ConfigError(
+                "MODEL.WEIGHTS is empty, and untrained proposals mean nothing: name a checkpoint "
+                "(OUTPUT_DIR/model_final.pth after training), or another PROPOSALS.NAME."
+            )
+        content = read_checkpoint(shipped(path))
+        network = self.network()
+        load_strictly(network, content["model"], path)
+        return Trained(network, trained_names(content))
+
+    def component(self, kind: str, slot: SlotConfig) -> Any:
+        """The component of one slot, or None where the slot is empty."""
+        if not slot.name:
+            return None
+        component = registry.find(kind, slot.name)
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in slot.options.items()}
+        config = registry.make_config(component, options)
+        offered: dict[str, Callable[[], Any]] = {
+            "clip": lambda: self.clip,
+            "device": lambda: self.device,
+            "network": lambda: self.trained.network,
+        }
+        wanted = list(inspect.signature(component.__init__).parameters)[2:]
+        for name in wanted:
+            if name not in offered:
+                raise registry.ComponentError(
+                    f"{slot.name}: its constructor asks for {name!r}; a component may ask for {', '.join(offered)}."
+                )
+        return component(config, *(offered[name]() for name in wanted))
+
+    def proposals(self) -> Any:
+        """Stage one, or None."""
+        return self.component("proposals", self.config.proposals)
+
+    def segmenter(self) -> Segmenter:
+        """The whole flow."""
+        config = self.config
+        return Segmenter(
+            ensemble=self.component("ensembles", config.ensemble),
+            proposals=self.proposals(),
+            classifier=self.component("classifiers", config.classifier),
+            dense=self.component("dense", config.dense),
+            size=TestSize(config.input.min_size_test, config.input.max_size_test),
+        )
+
+    def words(self, vocabulary: Vocabulary) -> Words:
+        """A vocabulary with its text features; what stage one was trained on decides what counts as seen."""
+        if self.config.proposals.name == "maskformer" and self.trained.names:
+            vocabulary = vocabulary.with_seen(self.trained.names)
+        return Words(vocabulary, self.text(vocabulary))
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A network with its weights, and the class names it was trained on (empty where the file does not say)."""
+
+    network: MaskFormer
+    names: tuple[str, ...]
+
+
+def trained_names(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
+    """The names, synonyms included, of the vocabulary that travels in a checkpoint."""
+    return tuple(name for synonyms in checkpoint.get("vocabulary") or () for name in synonyms)
+
+
+def shipped(path: str) -> str | Path:
+    """The file behind "package:NAME", which means weights that ship with twostage; other paths as they are."""
+    prefix = "package:"
+    if not path.startswith(prefix):
+        return path
+    name = path.removeprefix(prefix)
+    found = sorted(WEIGHTS.glob("*.safetensors"))
+    for file in found:
+        if file.stem == name:
+            return file
+    raise ConfigError(f"MODEL.WEIGHTS: no weights {name!r} ship with the package.{nearest(name, [f.stem for f in found])}")

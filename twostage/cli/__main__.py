@@ -1,0 +1,7 @@
+"""python -m twostage.cli"""
+
+import sys
+
+from twostage.cli import main
+
+sys.exit(main())

@@ -1,0 +1,143 @@
+"""Evaluation of several systems in one pass: the evidence of a photo is gathered once and merged once a system."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twostage.data.prefetch import prefetch
+from twostage.data.sample import Sample, SegmentationDataset
+from twostage.engine import distributed
+from twostage.errors import TwostageError
+from twostage.evaluation.confusion import ConfusionMatrix
+from twostage.evaluation.metrics import Metrics, compute
+from twostage.evaluation.recall import ProposalRecall, Recall, oracle_labels
+from twostage.interfaces import Ensemble
+from twostage.segmenter import Segmenter, Words
+from twostage.types import Evidence, Proposals, Segmentation
+
+logger = logging.getLogger(__name__)
+
+ORACLE_CLASSES = "oracle classes"
+"""Stage one's masks, named by the ground truth: the ceiling of stage one."""
+ORACLE_MASKS = "oracle masks"
+"""The ground truth's masks, named by CLIP on crops: the ceiling of stage two."""
+
+Seen = Callable[[Sample, dict[str, Segmentation]], None]
+"""Called with each photo and its label maps, for pictures."""
+
+
+@dataclass
+class Outcome:
+    """Numbers of one data set: systems by name, recall of the proposals by group, photos, seconds."""
+
+    metrics: dict[str, Metrics]
+    recall: dict[str, Recall] = field(default_factory=dict)
+    images: int = 0
+    seconds: float = 0.0
+
+
+@dataclass
+class _Tally:
+    confusions: dict[str, ConfusionMatrix]
+    recall: ProposalRecall
+
+
+def evaluate(
+    segmenter: Segmenter,
+    dataset: SegmentationDataset,
+    words: Words,
+    systems: Mapping[str, Ensemble],
+    max_images: int = 0,
+    on_image: Seen | None = None,
+    progress_seconds: float = 10.0,
+) -> Outcome:
+    """Measure every system on a data set; photos are shared among the processes of a distributed run.
+
+    systems: name -> ensemble over the segmenter's evidence; the two oracle names may be added with any ensemble that
+    weighs regions alone. max_images: 0 takes all.
+
+    Raises:
+        TwostageError: no photos, or a photo without ground truth (named).
+    """
+    total = min(len(dataset), max_images) if max_images else len(dataset)
+    if total == 0:
+        raise TwostageError(f"{dataset.name} has no photos to evaluate.")
+    mine = range(distributed.rank(), total, distributed.world_size())
+    count = len(words.vocabulary)
+    tally = _Tally({name: ConfusionMatrix(count) for name in systems}, ProposalRecall(count))
+    started = spoken = time.monotonic()
+    for done, sample in enumerate(prefetch(dataset, mine), start=1):
+        shown = _one(segmenter, sample, words, systems, tally)
+        if on_image is not None:
+            on_image(sample, shown)
+        if time.monotonic() - spoken > progress_seconds:
+            spoken = time.monotonic()
+            rate = done / (spoken - started)
+            logger.info("%s: %d of %d photos, %.1f/s, %.0f s left", dataset.name, done, len(mine), rate, (len(mine) - done) / rate)
+    merged = _gathered(tally)
+    metrics = {name: compute(matrix, words.vocabulary) for name, matrix in merged.confusions.items()}
+    recall = merged.recall.summary(words.vocabulary) if segmenter.proposals is not None else {}
+    return Outcome(metrics, recall, total, time.monotonic() - started)
+
+
+def _one(
+    segmenter: Segmenter, sample: Sample, words: Words, systems: Mapping[str, Ensemble], tally: _Tally
+) -> dict[str, Segmentation]:
+    if sample.labels is None:
+        raise TwostageError(f"{sample.source or sample.image_id} has no ground truth, so it cannot be evaluated.")
+    evidence = segmenter.gather([sample.image], words)[0]
+    shown: dict[str, Segmentation] = {}
+    for name, ensemble in systems.items():
+        if name == ORACLE_CLASSES:
+            shown[name] = _oracle_classes(evidence, sample.labels, len(words.vocabulary))
+        elif name == ORACLE_MASKS:
+            given = true_masks(sample.labels, segmenter.size.resize(sample.image).shape[-2:])
+            known = segmenter.gather([sample.image], words, [given])[0]
+            shown[name] = ensemble.merge(known, words.vocabulary)
+        else:
+            shown[name] = ensemble.merge(evidence, words.vocabulary)
+        tally.confusions[name].update(shown[name].labels.cpu(), sample.labels, sample.source or sample.image_id)
+    if evidence.proposals is not None:
+        tally.recall.update(_at(evidence.proposals, sample.labels.shape), sample.labels)
+    return shown
+
+
+def true_masks(labels: Tensor, size_hw: Iterable[int]) -> Proposals:
+    """One mask a class present, (M, H, W) bool at the size where photos are looked at."""
+    height, width = size_hw
+    small = F.interpolate(labels[None, None].float(), size=(height, width), mode="nearest-exact")[0, 0].int()
+    present = torch.unique(small)
+    present = present[present >= 0]
+    return Proposals(small[None] == present[:, None, None], torch.ones(len(present)), source="ground truth")
+
+
+def _oracle_classes(evidence: Evidence, labels: Tensor, count: int) -> Segmentation:
+    assert evidence.proposals is not None
+    return Segmentation(oracle_labels(_at(evidence.proposals, labels.shape), labels, count))
+
+
+def _at(proposals: Proposals, size_hw: Iterable[int]) -> Proposals:
+    """The same masks at another size."""
+    height, width = size_hw
+    if proposals.size_hw == (height, width):
+        return proposals
+    masks = F.interpolate(proposals.masks[None].float(), size=(height, width), mode="bilinear", align_corners=False)
+    return Proposals(masks[0], proposals.scores, source=proposals.source)
+
+
+def _gathered(tally: _Tally) -> _Tally:
+    """The sums over all processes, on every process."""
+    parts: list[_Tally] = distributed.all_gather_object(tally)
+    first = parts[0]
+    for other in parts[1:]:
+        for name, matrix in other.confusions.items():
+            first.confusions[name].merge(matrix)
+        first.recall.merge(other.recall)
+    return first

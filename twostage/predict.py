@@ -1,0 +1,71 @@
+"""A ready system for one's own photos and words: load once, segment many."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from twostage import zoo
+from twostage.builder import Builder
+from twostage.config import Config, load_config
+from twostage.data.image_io import read_image
+from twostage.segmenter import Segmenter, Words
+from twostage.types import Segmentation
+from twostage.vocabulary import Vocabulary
+
+Classes = str | Sequence[str] | Vocabulary
+
+
+class System:
+    """A segmenter with its text tower.
+
+        system = twostage.load("shapes")
+        result = system.segment("photo.jpg", "cat, sofa|couch, other")
+        result.labels            # (H, W) int32, index into the classes, -1 where nothing speaks
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.config = config
+        self._builder = Builder(config)
+        self._segmenter: Segmenter = self._builder.segmenter()
+        self._words: dict[str, Words] = {}
+
+    def words(self, classes: Classes) -> Words:
+        """The classes with their text features, encoded once a list."""
+        vocabulary = as_vocabulary(classes)
+        key = f"{vocabulary.digest} {vocabulary.seen}"
+        if key not in self._words:
+            self._words[key] = self._builder.words(vocabulary)
+        return self._words[key]
+
+    def segment(self, photo: str | Path | Tensor, classes: Classes) -> Segmentation:
+        """One photo (a file, or RGB uint8 (3, H, W)) -> a label map of its size.
+
+        Raises:
+            ImageReadError: the file is no readable photo. VocabularyError: no class is given.
+        """
+        image = photo if isinstance(photo, Tensor) else read_image(photo)
+        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
+            raise ValueError(f"segment: expected RGB uint8 (3, H, W), got {tuple(image.shape)} {image.dtype}.")
+        return self._segmenter.segment([image], self.words(classes))[0]
+
+
+def as_vocabulary(classes: Classes) -> Vocabulary:
+    """Words, a text file with a class a line, or a vocabulary."""
+    if isinstance(classes, Vocabulary):
+        return classes
+    if isinstance(classes, str) and "," not in classes and Path(classes).suffix == ".txt":
+        return Vocabulary.from_file(classes)
+    return Vocabulary.from_words(classes)
+
+
+def load(model: str = "shapes", overrides: Sequence[str] = ()) -> System:
+    """A ready-made system by name (see `twostage models`), or the configuration file of one's own.
+
+    overrides: options as on the command line, "KEY=VALUE".
+    """
+    path = Path(model) if Path(model).suffix in (".yaml", ".yml") else zoo.path(model)
+    return System(load_config(path, list(overrides)))

@@ -1,0 +1,91 @@
+"""The two-stage flow itself: propose, classify, look densely, merge."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from twostage.data.transforms import resize_for_test
+from twostage.errors import TwostageError
+from twostage.interfaces import DenseHead, Ensemble, ProposalGenerator, RegionClassifier
+from twostage.types import Evidence, Proposals, Segmentation, TextBank
+from twostage.vocabulary import Vocabulary
+
+
+@dataclass(frozen=True)
+class Words:
+    """A vocabulary with its text features. stage_one: features for stage one where its prompts differ from CLIP's."""
+
+    vocabulary: Vocabulary
+    text: TextBank
+    stage_one: TextBank | None = None
+
+
+@dataclass(frozen=True)
+class TestSize:
+    """Shorter edge of a photo when it is looked at, and the longest its longer edge may become; 0 keeps the size."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    min_size: int = 640
+    max_size: int = 2560
+
+    def resize(self, image: Tensor) -> Tensor:
+        """RGB uint8 (3, H, W) -> the same photo at test size."""
+        return resize_for_test(image, self.min_size, self.max_size) if self.min_size else image
+
+
+@dataclass(frozen=True)
+class Segmenter:
+    """Any proposals, any classifier, any dense head, any ensemble; what is None is left out.
+
+    Raises:
+        TwostageError: nothing that could speak of pixels is there.
+    """
+
+    ensemble: Ensemble
+    proposals: ProposalGenerator | None = None
+    classifier: RegionClassifier | None = None
+    dense: DenseHead | None = None
+    size: TestSize = TestSize()
+
+    def __post_init__(self) -> None:
+        if self.proposals is None and self.dense is None:
+            raise TwostageError(
+                "A segmenter needs proposals or a dense head: set PROPOSALS.NAME or DENSE.NAME (see `twostage components`)."
+            )
+
+    @torch.inference_mode()
+    def gather(
+        self, images: Sequence[Tensor], words: Words, given: Sequence[Proposals] | None = None
+    ) -> list[Evidence]:
+        """Everything the parts say of these photos.
+
+        images: RGB uint8 (3, H, W) at their own sizes; given: masks at test size to use in place of stage one's.
+        """
+        seen_at = [self.size.resize(image) for image in images]
+        proposals: Sequence[Proposals] | None = given
+        if proposals is None and self.proposals is not None:
+            proposals = self.proposals.propose(seen_at, words.stage_one or words.text)
+        regions = dense = None
+        if proposals is not None and self.classifier is not None:
+            regions = self.classifier.classify(seen_at, proposals, words.text)
+        if self.dense is not None:
+            dense = self.dense.predict(seen_at, words.text)
+        return [
+            Evidence(
+                size_hw=(image.shape[1], image.shape[2]),
+                proposals=proposals[i] if proposals is not None else None,
+                stage_one=proposals[i].logits if proposals is not None else None,
+                regions=regions[i] if regions is not None else None,
+                dense=dense[i] if dense is not None else None,
+            )
+            for i, image in enumerate(images)
+        ]
+
+    def segment(self, images: Sequence[Tensor], words: Words) -> list[Segmentation]:
+        """RGB uint8 photos (3, H, W) -> label maps at the photos' own sizes."""
+        return [self.ensemble.merge(evidence, words.vocabulary) for evidence in self.gather(images, words)]
