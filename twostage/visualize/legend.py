@@ -1,4 +1,4 @@
-"""The legend of an overlay: a swatch, a name and a share for each class in the picture, beside or below it."""
+"""The legend of an overlay: swatch, name and share of each class in the picture, beside or below it."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from twostage.types import VOID
 from twostage.visualize.lettering import shorten, text_width, write
-from twostage.visualize.palette import VOID_COLOUR
+from twostage.visualize.palette import VOID_COLOUR, picture_colours
 
 PAPER = (255, 255, 255)
 INK = (20, 20, 20)
 MOST_ENTRIES = 48
-_WIDEST_NAME_EM = 14
+_WIDEST_NAME_EM = 20
 
 
 @dataclass(frozen=True)
@@ -33,21 +32,22 @@ class Entry:
         return "<0.1 %" if self.share < 0.1 else f"{self.share:.1f} %"
 
 
-def entries_of(
-    labels: Sequence[NDArray[np.integer]], names: Sequence[str], colours: NDArray[np.uint8]
-) -> list[Entry]:
-    """The classes present in these label maps, largest first, those without a class last.
+def key_of(
+    labels: Sequence[NDArray[np.integer]], names: Sequence[str]
+) -> tuple[NDArray[np.uint8], list[Entry]]:
+    """Colours (K, 3) uint8 for these label maps, and the classes present, largest first, "no class" last.
 
     With several maps (truth and prediction) a share is the one in the last map.
     """
     counts = [np.bincount(one.ravel() + 1, minlength=len(names) + 1) for one in labels]
     last, total = counts[-1], max(labels[-1].size, 1)
-    present = np.flatnonzero(np.sum(counts, axis=0)) + VOID
-    order = sorted((int(k) for k in present if k != VOID), key=lambda k: -int(last[k + 1]))
-    out = [Entry(names[k], _rgb(colours[k]), 100 * int(last[k + 1]) / total) for k in order]
-    if VOID in present:
-        out.append(Entry("(no class)", VOID_COLOUR, 100 * int(last[0]) / total))
-    return out
+    everywhere = np.sum(counts, axis=0)
+    present = sorted((np.flatnonzero(everywhere[1:])).tolist(), key=lambda k: (-last[k + 1], k))
+    colours = picture_colours(names, present)
+    entries = [Entry(names[k], _rgb(colours[k]), 100 * int(last[k + 1]) / total) for k in present]
+    if everywhere[0]:
+        entries.append(Entry("(no class)", VOID_COLOUR, 100 * int(last[0]) / total))
+    return colours, entries
 
 
 def letter_size(size_hw: tuple[int, int]) -> int:
@@ -55,12 +55,17 @@ def letter_size(size_hw: tuple[int, int]) -> int:
     return min(max(round(max(size_hw) * 0.026), 14), 40)
 
 
-def with_legend(picture: NDArray[np.uint8], entries: Sequence[Entry]) -> NDArray[np.uint8]:
-    """The picture (H, W, 3) with its legend on white paper: to the right of upright ones, else below."""
+def with_legend(
+    picture: NDArray[np.uint8], entries: Sequence[Entry], size: int | None = None
+) -> NDArray[np.uint8]:
+    """The picture (H, W, 3) with its legend on white paper: to the right of upright ones, else below.
+
+    size: height of the letters in pixels, by default what suits the picture.
+    """
     if not entries:
         return picture
     height, width = picture.shape[:2]
-    size = letter_size((height, width))
+    size = size or letter_size((height, width))
     shown = _at_most(entries, MOST_ENTRIES)
     beside = width <= 1.2 * height and len(shown) * _row_height(size) + size <= height
     if beside:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from twostage.data.errors import LabelError
 from twostage.types import VOID
-from twostage.visualize.legend import entries_of, with_legend
-from twostage.visualize.palette import VOID_COLOUR, class_colours
+from twostage.visualize.legend import key_of, with_legend
+from twostage.visualize.palette import VOID_COLOUR
 from twostage.vocabulary import Vocabulary
 
 Picture = NDArray[np.uint8]
@@ -41,9 +41,9 @@ def overlay(
     """
     names = shown_names(vocabulary)
     photo, label_map = pixels(image), checked_labels(labels, image, len(names))
-    colours = class_colours(names)
+    colours, entries = key_of([label_map], names)
     picture = tint(at_viewing_size(photo), at_viewing_size(label_map), colours, alpha)
-    return with_legend(picture, entries_of([label_map], names, colours)) if legend else picture
+    return with_legend(picture, entries) if legend else picture
 
 
 def shown_names(vocabulary: Vocabulary | Sequence[str]) -> tuple[str, ...]:
@@ -65,7 +65,7 @@ def pixels(image: Tensor) -> Picture:
 def checked_labels(labels: Tensor | NDArray[np.integer], image: Tensor, count: int) -> NDArray[np.int32]:
     """The label map as (H, W) int32, of the image's size and within -1..count-1."""
     array = labels.detach().cpu().numpy() if isinstance(labels, Tensor) else np.asarray(labels)
-    if array.shape != tuple(image.shape[-2:]):
+    if array.shape != tuple(image.shape[-2:]) or array.size == 0:
         raise LabelError(f"Picture: the image is {tuple(image.shape[-2:])} and its label map {array.shape}.")
     if array.dtype.kind not in "iu" or array.min() < VOID or array.max() >= count:
         raise LabelError(

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twostage.data.errors import LabelError
 from twostage.types import Proposals
-from twostage.visualize.legend import INK, PAPER, entries_of, join, letter_size, with_legend
+from twostage.visualize.legend import INK, PAPER, join, key_of, letter_size, with_legend
 from twostage.visualize.lettering import shorten, write
 from twostage.visualize.overlay import (
     Picture,
@@ -24,7 +24,6 @@ from twostage.visualize.overlay import (
     shown_names,
     tint,
 )
-from twostage.visualize.palette import class_colours
 from twostage.vocabulary import Vocabulary
 
 _TILE = 256
@@ -47,17 +46,17 @@ def side_by_side(
         LabelError: label maps of another size than the image, or outside the vocabulary.
     """
     names = shown_names(vocabulary)
-    colours = class_colours(names)
     maps = {} if gt is None else {"truth": checked_labels(gt, image, len(names))}
     maps["prediction"] = checked_labels(pred, image, len(names))
     photo = at_viewing_size(pixels(image))
-    size = letter_size(photo.shape[:2])
+    colours, entries = key_of(list(maps.values()), names)
+    size = round(1.3 * letter_size(photo.shape[:2]))
     sheets = [_titled(photo, "photo", size)]
     sheets += [
         _titled(tint(photo, at_viewing_size(one), colours, alpha), title, size) for title, one in maps.items()
     ]
     sheet = join(sheets, across=photo.shape[1] <= 2 * photo.shape[0], gap=size // 2)
-    return with_legend(sheet, entries_of(list(maps.values()), names, colours))
+    return with_legend(sheet, entries, size)
 
 
 def proposal_mosaic(image: Tensor, proposals: Proposals, count: int = 11) -> Picture:
