@@ -137,7 +137,7 @@ def mask_count(count: int, device: torch.device) -> float:
 
 
 def pixel_cross_entropy(logits: Tensor, labels: Tensor, padded_hw: tuple[int, int]) -> Tensor:
-    """Mean cross-entropy of (B, K, h, w) logits with the nearest of (B, H, W) labels; negatives do not count."""
+    """Mean cross-entropy of (B, K, h, w) logits with the nearest of (B, H, W) labels; -1 is ignored."""
     height, width = padded_hw
     border = (0, width - labels.shape[-1], 0, height - labels.shape[-2])
     padded = functional.pad(labels, border, value=-1)[:, None].float()

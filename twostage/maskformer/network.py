@@ -78,7 +78,7 @@ class MaskFormer(nn.Module):
         self.register_buffer("std", torch.tensor(c.std).view(3, 1, 1), persistent=False)
 
     def prepare(self, images: Tensor | Sequence[Tensor]) -> Tensor:
-        """RGB, 0..255, uint8 or float -> (B, 3, H', W') float32, normalised, then padded right and below by 0.
+        """RGB, 0..255, uint8 or float -> (B, 3, H', W') float32, normalised, padded right and below by 0.
 
         images: (B, 3, H, W), or a sequence of (3, H, W) whose sizes may differ. H' and W' are the smallest
         multiples of config.size_divisibility that hold every image. No padding is masked, as in the paper.
@@ -155,7 +155,7 @@ class MaskFormer(nn.Module):
             )
         if text.dim != self.config.embedding_dim:
             raise MaskFormerError(
-                f"MaskFormer: embedding_dim is {self.config.embedding_dim}, but text features have {text.dim} columns. "
+                f"MaskFormer: embedding_dim is {self.config.embedding_dim}, the text has {text.dim} columns. "
                 "Set embedding_dim to the joint width of the CLIP model in use."
             )
         return text
@@ -168,7 +168,8 @@ class MaskFormer(nn.Module):
             return cast(Tensor, self.decoder(self.query_embed.weight, memories))
         # Mask logits are linear in the mask features: averaging those first gives averaged logits, cheaply.
         small = [
-            functional.adaptive_avg_pool2d(mask_features.detach(), [*m.shape[-2:]]).flatten(2) for m in maps
+            functional.adaptive_avg_pool2d(mask_features.detach(), (m.shape[-2], m.shape[-1])).flatten(2)
+            for m in maps
         ]
 
         def mask_at(queries: Tensor, index: int) -> Tensor:

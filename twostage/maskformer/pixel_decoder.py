@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twostage.maskformer.small import group_norm
+from twostage.maskformer.norm import group_norm
 
 
 def fill_uniform(conv: nn.Conv2d) -> nn.Conv2d:

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from twostage.maskformer.config import MaskFormerError
-
-
-def group_norm(channels: int) -> nn.GroupNorm:
-    """Group normalisation with at most 32 groups that divide the channels."""
-    return nn.GroupNorm(math.gcd(32, channels), channels)
+from twostage.maskformer.norm import group_norm
 
 
 def _conv(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:

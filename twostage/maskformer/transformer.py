@@ -73,7 +73,7 @@ class DecoderLayer(nn.Module):
 
 
 class QueryDecoder(nn.Module):
-    """A stack of decoder layers; one shared normalisation makes every layer's output readable by the heads."""
+    """A stack of decoder layers; one shared normalisation makes every layer's output ready for the heads."""
 
     def __init__(self, dim: int, heads: int, feedforward_dim: int, dropout: float, layers: int) -> None:
         super().__init__()
@@ -90,7 +90,7 @@ class QueryDecoder(nn.Module):
 
         memories: layer i looks at memories[i modulo their number]. mask_at(queries (B, Q, d), m) gives
         mask logits (B, Q, S) at the places of memory m; where it is given, a layer looks only at places whose
-        logit by the layer before is positive, or everywhere if there is none. The first layer looks everywhere.
+        logit by the layer before is positive, or everywhere if there is none. The first looks everywhere.
 
         Returns (layers, B, Q, d), normalised.
         """
