@@ -240,4 +240,4 @@ class _Pictures:
         self._left -= 1
         labels = shown.get(ENSEMBLE, next(iter(shown.values()))).labels.cpu()
         sheet = visualize.side_by_side(sample.image, sample.labels, labels, self._words.vocabulary)
-        visualize.write_picture(self._folder / f"{sample.image_id}.png", sheet)
+        visualize.files.write_picture(self._folder / f"{sample.image_id}.png", sheet)

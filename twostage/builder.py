@@ -52,9 +52,9 @@ class Builder:
 
     @cached_property
     def templates(self) -> tuple[str, ...]:
-        """The prompts of CLIP.TEMPLATES: a set by name, a file, or templates."""
+        """The prompts of CLIP.TEMPLATES: a set by name, a file, or one template."""
         given = self.config.clip.templates
-        return load_templates(given[0] if len(given) == 1 and SLOT not in given[0] else given)
+        return load_templates([given] if SLOT in given else given)
 
     def text(self, vocabulary: Vocabulary) -> TextBank:
         """Text features of a vocabulary, from the text tower or from CLIP.TEXT_FEATURES."""
