@@ -58,7 +58,7 @@ def test_registered_names(make_folder: MakeFolder) -> None:
 
 
 def test_unknown_name_gives_the_nearest() -> None:
-    with pytest.raises(DatasetError, match="'shape_train'.*Did you mean 'shapes_train'.*folder:PATH"):
+    with pytest.raises(DatasetError, match=r"'shape_train'.*Did you mean 'shapes_train'.*folder:PATH"):
         catalog.get("shape_train")
 
 

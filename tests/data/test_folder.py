@@ -163,9 +163,9 @@ def test_colour_masks_and_broken_photos_are_named(make_folder: MakeFolder) -> No
 
 
 def test_unknown_options(make_folder: MakeFolder) -> None:
-    with pytest.raises(DatasetError, match="masks='option' is unknown.*'optional'"):
+    with pytest.raises(DatasetError, match=r"masks='option' is unknown.*'optional'"):
         FolderDataset(make_folder(), masks="option")  # type: ignore[arg-type]
-    with pytest.raises(DatasetError, match="undeclared='ignored' is unknown.*'ignore'"):
+    with pytest.raises(DatasetError, match=r"undeclared='ignored' is unknown.*'ignore'"):
         FolderDataset(make_folder(), undeclared="ignored")  # type: ignore[arg-type]
 
 

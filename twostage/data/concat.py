@@ -25,10 +25,10 @@ class ConcatDataset:
         for other in datasets[1:]:
             ours, theirs = first.vocabulary, other.vocabulary
             if (ours.names, ours.seen) != (theirs.names, theirs.seen):
-                differing = sorted(set(ours.shown) ^ set(theirs.shown))[:5]
+                differing = ", ".join(sorted(set(ours.shown) ^ set(theirs.shown))[:5])
                 raise DatasetError(
                     f"{first.name} and {other.name} cannot be joined: their classes differ in "
-                    f"{', '.join(differing) or 'order, synonyms or seen flags'}. Give them the same class list."
+                    f"{differing or 'order, synonyms or seen flags'}. Give them the same class list."
                 )
         self.name = "+".join(dataset.name for dataset in datasets)
         self.vocabulary = first.vocabulary

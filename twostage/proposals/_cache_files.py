@@ -45,7 +45,7 @@ def write_npz(path: str | Path, proposals: Proposals, image_digest: str = "") ->
         "digest": np.asarray(image_digest),
     }
     if masks.dtype == torch.bool:
-        content["packed"] = np.packbits(masks.numpy().reshape(len(masks), -1), axis=1)
+        content["packed"] = np.packbits(masks.flatten(1).numpy(), axis=1)
     else:
         content["soft"] = (masks.float() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
     if proposals.embeddings is not None:
@@ -61,7 +61,8 @@ def read_npz(path: str | Path) -> Proposals:
         CacheError: missing or damaged.
     """
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        # Opened here: numpy leaves the file open when its content is not what it expects.
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             height, width = (int(side) for side in stored["size_hw"])
             scores = torch.from_numpy(stored["scores"])
             if "packed" in stored:
@@ -82,7 +83,7 @@ def read_npz(path: str | Path) -> Proposals:
 def read_npz_digest(path: str | Path) -> str:
     """The image's digest alone; "" where none was stored or the file is damaged."""
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             return str(stored["digest"])
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile):
         return ""
