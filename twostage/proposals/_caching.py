@@ -54,6 +54,8 @@ def cache(
     earlier, fresh = set(writer.done), set[str]()
     total, todo = len(dataset), _without(dataset, earlier)
     masks, skipped = 0, total - len(todo)
+    if progress is not None and skipped:
+        progress(skipped, total)
     for count, sample in enumerate(prefetch(dataset, todo), start=skipped + 1):
         if sample.image_id in fresh:
             raise CacheError(
