@@ -125,7 +125,7 @@ def _plan_folder(name: str, pretrained: str | None) -> _Plan:
         folder = Path(name.removeprefix(_LOCAL))
         if not (folder / "open_clip_config.json").is_file():
             raise ClipError(f"{name}: expected a folder with open_clip_config.json and a weights file.")
-        if not any(folder.glob(f"*{suffix}") for suffix in (".safetensors", ".bin", ".pth")):
+        if not any(path.suffix in (".safetensors", ".bin", ".pth") for path in folder.iterdir()):
             raise ClipError(f"{name}: the folder holds no weights (.safetensors, .bin or .pth).")
     return _Plan(name, name, name, False)
 

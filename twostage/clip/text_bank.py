@@ -121,7 +121,7 @@ def _scale(logit_scale: LogitScale, clip: TextEncoder) -> float:
     if logit_scale == "model":
         return clip.logit_scale
     if isinstance(logit_scale, str) or not float(logit_scale) > 0:
-        raise ValueError(
+        raise TextBankError(
             f"Text bank: logit_scale must be 'paper', 'model' or a positive number, got {logit_scale!r}."
         )
     return float(logit_scale)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,8 @@ def read_features(path: Path, rows: int) -> Tensor | None:
     if not path.is_file():
         return None
     try:
-        features = load_file(path)["features"]
+        # read rather than mapped: a mapped file that another process cuts short would end this one
+        features = load(path.read_bytes())["features"]
     except (SafetensorError, KeyError, OSError, ValueError) as error:
         logger.warning("Text cache %s is damaged (%s): encoding the prompts again", path, error)
         return None
