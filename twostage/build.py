@@ -22,6 +22,7 @@ from twostage.evaluation import provenance, report, runner
 from twostage.evaluation.runner import ORACLE_CLASSES, ORACLE_MASKS, Outcome
 from twostage.interfaces import Ensemble, ProposalGenerator
 from twostage.maskformer.criterion import Criterion, LossConfig
+from twostage.proposals.maskformer import MaskFormerProposals
 from twostage.segmenter import Segmenter, Words
 from twostage.tasks.proposals import ProposalTask
 from twostage.types import Segmentation
@@ -41,10 +42,11 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
 
 
 def train(config: Config, resume: bool = False) -> Path:
-    """Train stage one on the seen classes of DATASETS.TRAIN, evaluate on DATASETS.TEST; returns the checkpoint."""
+    """Train stage one on the seen classes of DATASETS.TRAIN, measure on DATASETS.TEST; returns the checkpoint."""
     if len(config.datasets.train) != 1:
         raise ConfigError(
-            f"DATASETS.TRAIN: expected one data set, got {len(config.datasets.train)}: a batch has one vocabulary."
+            f"DATASETS.TRAIN: expected one data set, got {len(config.datasets.train)}: a batch has one "
+            "vocabulary."
         )
     builder = Builder(config)
     dataset = catalog.get(config.datasets.train[0], config.datasets.root)
@@ -82,7 +84,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
 
 def evaluate(config: Config, resume: bool = False) -> dict[str, Outcome]:
-    """Measure every system on DATASETS.TEST with MODEL.WEIGHTS; resume takes OUTPUT_DIR's newest checkpoint."""
+    """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume takes OUTPUT_DIR's newest checkpoint."""
     if resume:
         found = Checkpointer(config.output_dir).load_newest()
         if found is None:
@@ -111,7 +113,7 @@ def systems(segmenter: Segmenter, wanted: list[str]) -> dict[str, Ensemble]:
     present = [
         part
         for part, there in (
-            ("stage_one", segmenter.proposals),
+            ("stage_one", names_masks(segmenter.proposals)),
             ("regions", segmenter.proposals and segmenter.classifier),
             ("dense", segmenter.dense),
         )
@@ -136,11 +138,16 @@ def systems(segmenter: Segmenter, wanted: list[str]) -> dict[str, Ensemble]:
     return {name: found[name] for name in wanted}
 
 
+def names_masks(proposals: Any) -> bool:
+    """Whether stage one speaks of classes: MaskFormer does, and what says so by `names_masks = True`."""
+    return bool(getattr(proposals, "names_masks", isinstance(proposals, MaskFormerProposals)))
+
+
 def _using(ensemble: Any, parts: tuple[str, ...]) -> Ensemble:
     """The same ensemble over some parts only; what needs a dense map is off where there is none."""
     changes: dict[str, Any] = {"use": parts}
-    if "dense" not in parts:
-        changes |= {"dense_pixel_weight": 0.0, "uncovered": "argmax"}
+    if "dense" not in parts and getattr(ensemble.config, "uncovered", "") == "dense":
+        changes["uncovered"] = "argmax"
     return type(ensemble)(dataclasses.replace(ensemble.config, **changes))  # type: ignore[no-any-return]
 
 
@@ -163,13 +170,17 @@ def _evaluate(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, O
     return outcomes
 
 
-def _report(builder: Builder, dataset: SegmentationDataset, words: Words, outcome: Outcome, out: Path) -> None:
+def _report(
+    builder: Builder, dataset: SegmentationDataset, words: Words, outcome: Outcome, out: Path
+) -> None:
     rows = [report.row(name, metrics, dataset=dataset.name) for name, metrics in outcome.metrics.items()]
     logger.info("%s, per class:\n%s", dataset.name, report.class_table(rows))
     if outcome.recall:
         logger.info("%s, proposals:\n%s", dataset.name, report.recall_table(outcome.recall))
     rate = outcome.images / max(outcome.seconds, 1e-9)
-    logger.info("%s, %d photos, %.1f a second:\n%s", dataset.name, outcome.images, rate, report.summary_table(rows))
+    logger.info(
+        "%s, %d photos, %.1f a second:\n%s", dataset.name, outcome.images, rate, report.summary_table(rows)
+    )
     config = builder.config
     path = report.write_results(
         out / "results.json",
@@ -195,7 +206,12 @@ def _clip_facts(builder: Builder) -> dict[str, Any]:
     options = builder.config.clip
     if options.text_features:
         return {"text_features": options.text_features}
-    return {"name": builder.clip.name, "weights": options.pretrained, "digest": builder.clip.digest, "dtype": options.dtype}
+    return {
+        "name": builder.clip.name,
+        "weights": options.pretrained,
+        "digest": builder.clip.digest,
+        "dtype": options.dtype,
+    }
 
 
 def _scalars(outcomes: Mapping[str, Outcome]) -> dict[str, float]:

@@ -25,7 +25,12 @@ from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary, nearest
 
 WEIGHTS = Path(__file__).resolve().parent / "maskformer" / "weights"
-DTYPES: dict[str, Any] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "auto": "auto"}
+DTYPES: dict[str, Any] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "auto": "auto",
+}
 
 
 class Builder:
@@ -78,7 +83,8 @@ class Builder:
             probe = self.config.model.mask_former.get("embedding_dim")
             if probe is None:
                 raise ConfigError(
-                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide its rows are."
+                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide its "
+                    "rows are."
                 )
             return int(probe)
         return self.clip.dim
@@ -120,13 +126,15 @@ class Builder:
             "device": lambda: self.device,
             "network": lambda: self.trained.network,
         }
-        wanted = list(inspect.signature(component.__init__).parameters)[2:]
+        asked = list(inspect.signature(component).parameters.values())[1:]
+        wanted = [one.name for one in asked if one.name in offered or one.default is one.empty]
         for name in wanted:
             if name not in offered:
                 raise registry.ComponentError(
-                    f"{slot.name}: its constructor asks for {name!r}; a component may ask for {', '.join(offered)}."
+                    f"{slot.name}: its constructor asks for {name!r}; a component may ask for "
+                    f"{', '.join(offered)}."
                 )
-        return component(config, *(offered[name]() for name in wanted))
+        return component(config, **{name: offered[name]() for name in wanted})
 
     def proposals(self) -> Any:
         """Stage one, or None."""
@@ -141,6 +149,7 @@ class Builder:
             classifier=self.component("classifiers", config.classifier),
             dense=self.component("dense", config.dense),
             size=TestSize(config.input.min_size_test, config.input.max_size_test),
+            device=self.device,
         )
 
     def words(self, vocabulary: Vocabulary) -> Words:
@@ -152,7 +161,7 @@ class Builder:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with its weights, and the class names it was trained on (empty where the file does not say)."""
+    """A network with its weights, and the class names it was trained on (none where the file does not say)."""
 
     network: MaskFormer
     names: tuple[str, ...]
@@ -164,7 +173,7 @@ def trained_names(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
 
 
 def shipped(path: str) -> str | Path:
-    """The file behind "package:NAME", which means weights that ship with twostage; other paths as they are."""
+    """The file behind "package:NAME", weights that ship with twostage; other paths as they are."""
     prefix = "package:"
     if not path.startswith(prefix):
         return path
@@ -173,4 +182,6 @@ def shipped(path: str) -> str | Path:
     for file in found:
         if file.stem == name:
             return file
-    raise ConfigError(f"MODEL.WEIGHTS: no weights {name!r} ship with the package.{nearest(name, [f.stem for f in found])}")
+    raise ConfigError(
+        f"MODEL.WEIGHTS: no weights {name!r} ship with the package.{nearest(name, [f.stem for f in found])}"
+    )

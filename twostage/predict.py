@@ -12,6 +12,7 @@ from twostage import zoo
 from twostage.builder import Builder
 from twostage.config import Config, load_config
 from twostage.data.image_io import read_image
+from twostage.errors import TwostageError
 from twostage.segmenter import Segmenter, Words
 from twostage.types import Segmentation
 from twostage.vocabulary import Vocabulary
@@ -22,34 +23,37 @@ Classes = str | Sequence[str] | Vocabulary
 class System:
     """A segmenter with its text tower.
 
-        system = twostage.load("shapes")
-        result = system.segment("photo.jpg", "cat, sofa|couch, other")
-        result.labels            # (H, W) int32, index into the classes, -1 where nothing speaks
+    system = twostage.load("shapes")
+    result = system.segment("photo.jpg", "cat, sofa|couch, other")
+    result.labels            # (H, W) int32, index into the classes, -1 where nothing speaks
     """
 
     def __init__(self, config: Config) -> None:
         self.config = config
         self._builder = Builder(config)
         self._segmenter: Segmenter = self._builder.segmenter()
-        self._words: dict[str, Words] = {}
+        self._words: dict[Vocabulary, Words] = {}
 
     def words(self, classes: Classes) -> Words:
         """The classes with their text features, encoded once a list."""
         vocabulary = as_vocabulary(classes)
-        key = f"{vocabulary.digest} {vocabulary.seen}"
-        if key not in self._words:
-            self._words[key] = self._builder.words(vocabulary)
-        return self._words[key]
+        if vocabulary not in self._words:
+            words = self._builder.words(vocabulary)
+            self._words |= {vocabulary: words, words.vocabulary: words}
+        return self._words[vocabulary]
 
     def segment(self, photo: str | Path | Tensor, classes: Classes) -> Segmentation:
         """One photo (a file, or RGB uint8 (3, H, W)) -> a label map of its size.
 
         Raises:
             ImageReadError: the file is no readable photo. VocabularyError: no class is given.
+            TwostageError: a tensor of another kind.
         """
         image = photo if isinstance(photo, Tensor) else read_image(photo)
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(f"segment: expected RGB uint8 (3, H, W), got {tuple(image.shape)} {image.dtype}.")
+            raise TwostageError(
+                f"segment: expected RGB uint8 (3, H, W), got {tuple(image.shape)} {image.dtype}."
+            )
         return self._segmenter.segment([image], self.words(classes))[0]
 
 

@@ -17,7 +17,7 @@ from twostage.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Words:
-    """A vocabulary with its text features. stage_one: features for stage one where its prompts differ from CLIP's."""
+    """A vocabulary with its text features; stage_one: others for stage one, where its prompts differ from CLIP's."""
 
     vocabulary: Vocabulary
     text: TextBank
@@ -26,7 +26,7 @@ class Words:
 
 @dataclass(frozen=True)
 class TestSize:
-    """Shorter edge of a photo when it is looked at, and the longest its longer edge may become; 0 keeps the size."""
+    """Shorter edge of a photo when it is looked at, and the most its longer edge may have; 0 keeps the size."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 
@@ -51,11 +51,14 @@ class Segmenter:
     classifier: RegionClassifier | None = None
     dense: DenseHead | None = None
     size: TestSize = TestSize()
+    device: torch.device | None = None
+    """Where the photos are looked at and merged, the parts' own device; None leaves them where they are."""
 
     def __post_init__(self) -> None:
         if self.proposals is None and self.dense is None:
             raise TwostageError(
-                "A segmenter needs proposals or a dense head: set PROPOSALS.NAME or DENSE.NAME (see `twostage components`)."
+                "A segmenter needs proposals or a dense head: set PROPOSALS.NAME or DENSE.NAME "
+                "(see `twostage components`)."
             )
 
     @torch.inference_mode()
@@ -64,10 +67,12 @@ class Segmenter:
     ) -> list[Evidence]:
         """Everything the parts say of these photos.
 
-        images: RGB uint8 (3, H, W) at their own sizes; given: masks at test size to use in place of stage one's.
+        images: RGB uint8 (3, H, W) at their own sizes; given: masks at test size in place of stage one's.
         """
-        seen_at = [self.size.resize(image) for image in images]
+        seen_at = [self._at_size(image) for image in images]
         proposals: Sequence[Proposals] | None = given
+        if given is not None and self.device is not None:
+            proposals = [masks.to(self.device) for masks in given]
         if proposals is None and self.proposals is not None:
             proposals = self.proposals.propose(seen_at, words.stage_one or words.text)
         regions = dense = None
@@ -85,6 +90,10 @@ class Segmenter:
             )
             for i, image in enumerate(images)
         ]
+
+    def _at_size(self, image: Tensor) -> Tensor:
+        small = self.size.resize(image)
+        return small if self.device is None else small.to(self.device)
 
     def segment(self, images: Sequence[Tensor], words: Words) -> list[Segmentation]:
         """RGB uint8 photos (3, H, W) -> label maps at the photos' own sizes."""

@@ -44,7 +44,8 @@ class Proposals:
         _require(self.masks.ndim == 3, f"Proposals.masks: expected (N, H, W), got {tuple(self.masks.shape)}")
         kind = self.masks.dtype
         _require(
-            kind == torch.bool or kind.is_floating_point, f"Proposals.masks: expected bool or float, got {kind}"
+            kind == torch.bool or kind.is_floating_point,
+            f"Proposals.masks: expected bool or float, got {kind}",
         )
         count = len(self.masks)
         _require(
@@ -57,7 +58,9 @@ class Proposals:
                 f"Proposals.embeddings: expected ({count}, D), got {tuple(self.embeddings.shape)}",
             )
         if self.logits is not None:
-            _require(len(self.logits) == count, f"Proposals.logits: expected {count} rows, got {len(self.logits)}")
+            _require(
+                len(self.logits) == count, f"Proposals.logits: expected {count} rows, got {len(self.logits)}"
+            )
 
     def __len__(self) -> int:
         return len(self.masks)
@@ -160,7 +163,9 @@ class RegionScores:
     no_object: Tensor | None = None
 
     def __post_init__(self) -> None:
-        _require(self.logits.ndim == 2, f"RegionScores.logits: expected (N, K), got {tuple(self.logits.shape)}")
+        _require(
+            self.logits.ndim == 2, f"RegionScores.logits: expected (N, K), got {tuple(self.logits.shape)}"
+        )
         count = len(self.logits)
         _require(
             self.valid.shape == (count,) and self.valid.dtype == torch.bool,
@@ -202,7 +207,9 @@ class DenseScores:
     logits: Tensor
 
     def __post_init__(self) -> None:
-        _require(self.logits.ndim == 3, f"DenseScores.logits: expected (K, h, w), got {tuple(self.logits.shape)}")
+        _require(
+            self.logits.ndim == 3, f"DenseScores.logits: expected (K, h, w), got {tuple(self.logits.shape)}"
+        )
 
 
 @dataclass(frozen=True)
@@ -233,9 +240,12 @@ class Segmentation:
     info: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        _require(self.labels.ndim == 2, f"Segmentation.labels: expected (H, W), got {tuple(self.labels.shape)}")
         _require(
-            not self.labels.dtype.is_floating_point, f"Segmentation.labels: expected integers, got {self.labels.dtype}"
+            self.labels.ndim == 2, f"Segmentation.labels: expected (H, W), got {tuple(self.labels.shape)}"
+        )
+        _require(
+            not self.labels.dtype.is_floating_point,
+            f"Segmentation.labels: expected integers, got {self.labels.dtype}",
         )
 
 

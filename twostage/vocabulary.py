@@ -29,8 +29,9 @@ def nearest(word: str, allowed: Iterable[str]) -> str:
 class Vocabulary:
     """K classes, each one or more names (the first is shown to people, all are shown to CLIP).
 
-    names: K tuples of synonyms; seen: K flags, or None when nothing is known (every class then follows the unseen
-    rule of the ensemble); label_ids: the K integers that stand for the classes in label files, default 0..K-1.
+    names: K tuples of synonyms; seen: K flags, or None when nothing is known (every class then follows the
+    unseen rule of the ensemble); label_ids: the K integers that stand for the classes in label files, default
+    0..K-1.
     """
 
     names: tuple[tuple[str, ...], ...]
@@ -39,11 +40,15 @@ class Vocabulary:
 
     def __post_init__(self) -> None:
         if not self.names:
-            raise VocabularyError("The class list is empty: give at least one name, as in \"cat, sofa, other\".")
+            raise VocabularyError(
+                'The class list is empty: give at least one name, as in "cat, sofa, other".'
+            )
         cleaned = tuple(tuple(name.strip() for name in synonyms) for synonyms in self.names)
         for position, synonyms in enumerate(cleaned):
             if not synonyms or not all(synonyms):
-                raise VocabularyError(f"Class {position} has an empty name: every class needs at least one word.")
+                raise VocabularyError(
+                    f"Class {position} has an empty name: every class needs at least one word."
+                )
         shown = [synonyms[0] for synonyms in cleaned]
         twice = sorted({name for name in shown if shown.count(name) > 1})
         if twice:
@@ -51,6 +56,8 @@ class Vocabulary:
         object.__setattr__(self, "names", cleaned)
         if self.seen is not None and len(self.seen) != len(cleaned):
             raise VocabularyError(f"Expected {len(cleaned)} seen flags, got {len(self.seen)}.")
+        if self.seen is not None:
+            object.__setattr__(self, "seen", tuple(bool(flag) for flag in self.seen))
         if not self.label_ids:
             object.__setattr__(self, "label_ids", tuple(range(len(cleaned))))
         if len(self.label_ids) != len(cleaned) or len(set(self.label_ids)) != len(cleaned):
@@ -61,7 +68,7 @@ class Vocabulary:
 
     @classmethod
     def from_words(cls, words: str | Sequence[str]) -> Vocabulary:
-        """From "cat, sofa|couch, other": commas separate classes, bars separate synonyms. No class counts as seen."""
+        """From "cat, sofa|couch, other": commas separate classes, bars synonyms. No class counts as seen."""
         parts = words.split(",") if isinstance(words, str) else list(words)
         parts = [part for part in (part.strip() for part in parts) if part]
         return cls(tuple(tuple(name.strip() for name in part.split("|") if name.strip()) for part in parts))
@@ -70,9 +77,13 @@ class Vocabulary:
     def from_file(cls, path: str | Path) -> Vocabulary:
         """One class a line, synonyms separated by bars, '#' begins a comment."""
         try:
-            lines = Path(path).read_text(encoding="utf-8").splitlines()
+            lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
         except OSError as error:
             raise VocabularyError(f"Cannot read the class list {path}: {error.strerror}.") from error
+        except UnicodeDecodeError as error:
+            raise VocabularyError(
+                f"{path} is no text in UTF-8 ({error}): save the class list as UTF-8."
+            ) from error
         return cls.from_words([line.split("#", 1)[0] for line in lines])
 
     @property
@@ -82,7 +93,7 @@ class Vocabulary:
 
     @property
     def digest(self) -> str:
-        """16 hex digits over the names in order: two vocabularies with one digest give the same text features."""
+        """16 hex digits over the names in order: vocabularies with one digest give the same text features."""
         text = json.dumps(self.names, ensure_ascii=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
@@ -107,6 +118,10 @@ class Vocabulary:
         """The seen classes alone; all of them when no flags are known."""
         if self.seen is None:
             return self
+        if not any(self.seen):
+            raise VocabularyError(
+                "No class counts as seen, so none is left: flag at least one class as seen."
+            )
         return self.subset([p for p, flag in enumerate(self.seen) if flag])
 
     def with_seen(self, trained: Iterable[str]) -> Vocabulary:

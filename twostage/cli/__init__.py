@@ -14,7 +14,9 @@ from twostage.errors import TwostageError
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one subcommand; the exit status is 0, or 1 after an error that the user can mend."""
-    parser = argparse.ArgumentParser(prog="twostage", description="Label every pixel of a photo with your own words.")
+    parser = argparse.ArgumentParser(
+        prog="twostage", description="Label every pixel of a photo with your own words."
+    )
     parser.add_argument("--version", action="version", version=f"twostage {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     for module in (segment, data, listings):

@@ -23,7 +23,7 @@ def add_commands(commands: Any) -> None:
     export = actions.add_parser("export", help="write a data set as images, PNG masks and classes.json")
     export.add_argument("name", help="catalog name, such as shapes_test")
     export.add_argument("out", type=Path, help="output folder")
-    export.add_argument("--split", help="name of the split in the folder; default: the catalog name")
+    export.add_argument("--split", help="name of the split in the folder; default: as it is called now")
     export.add_argument("--count", type=int, help="how many samples; default: all")
     export.set_defaults(run=run_export)
 
@@ -54,14 +54,15 @@ def run_export(options: argparse.Namespace) -> int:
     from twostage.data.export import export_folder
 
     dataset = catalog.get(options.name)
+    split = options.split or dataset.name.rpartition("@")[2]  # of "mine@val" the "val"
     with Progress(transient=True) as bar:
         task = bar.add_task("Writing", total=None)
         out = export_folder(
             dataset,
             options.out,
-            options.split or options.name,
+            split,
             options.count,
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
-    print(f"{out}: read it back as folder:{out}@{options.split or options.name}")
+    print(f"{out}: read it back as folder:{out}@{split}")
     return 0

@@ -8,7 +8,9 @@ from typing import Any
 
 def add_commands(commands: Any) -> None:
     """Register `models`, `components` and `prompts`."""
-    commands.add_parser("models", help="ready-made systems for `twostage segment --model`").set_defaults(run=models)
+    commands.add_parser("models", help="ready-made systems for `twostage segment --model`").set_defaults(
+        run=models
+    )
     commands.add_parser("components", help="every component by kind").set_defaults(run=components)
     prompts = commands.add_parser("prompts", help="prompt template sets, or one set written out")
     prompts.add_argument("name", nargs="?", help="a set")

@@ -23,12 +23,17 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("photos", nargs="+", metavar="PHOTO", help="photos, or folders of photos")
     parser.add_argument(
-        "--classes", help='words, as in "cat, sofa|couch, other", or a .txt file with one class a line; '
-        "the default is what the system was trained on, where it says so"
+        "--classes",
+        help='words, as in "cat, sofa|couch, other", or a .txt file with one class a line; '
+        "the default is what the system was trained on, where it says so",
     )
-    parser.add_argument("--model", default="shapes", help="a system of `twostage models`, or a configuration file")
+    parser.add_argument(
+        "--model", default="shapes", help="a system of `twostage models`, or a configuration file"
+    )
     parser.add_argument("-o", "--out", default="out", type=Path, help="output folder (default: out)")
-    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the configuration")
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the configuration"
+    )
     parser.set_defaults(run=run)
 
 
@@ -39,8 +44,8 @@ def run(options: argparse.Namespace) -> int:
     from twostage.predict import as_vocabulary, load
     from twostage.visualize import write_segmentation
 
-    photos = find_photos(options.photos)
-    classes = as_vocabulary(options.classes) if options.classes else _own_words(options.model)
+    photos = find_photos(options.photos, options.out)
+    classes = _own_words(options.model) if options.classes is None else as_vocabulary(options.classes)
     system = load(options.model, options.set)
     if options.model in zoo.names():
         print(zoo.describe(options.model))
@@ -61,16 +66,20 @@ def run(options: argparse.Namespace) -> int:
     return 1 if failed else 0
 
 
-def find_photos(places: list[str]) -> list[Path]:
-    """Files as given, folders searched for photos.
+def find_photos(places: list[str], out: Path) -> list[Path]:
+    """Files as given, readable or not; folders searched for photos, except where the output goes.
 
     Raises:
-        TwostageError: a place that is not there, or a folder without photos.
+        TwostageError: a folder without photos, or nothing but places that are not there.
     """
     found: list[Path] = []
+    if not any(Path(place).exists() for place in places):
+        raise TwostageError(f"No such file or folder: {', '.join(places)}.")
+    own = out.resolve()
     for place in map(Path, places):
         if place.is_dir():
-            inside = sorted(path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES)
+            photos = (path for path in place.rglob("*") if path.suffix.lower() in SUFFIXES and path.is_file())
+            inside = sorted(p for p in photos if own == place.resolve() or own not in p.resolve().parents)
             if not inside:
                 raise TwostageError(f"{place} holds no photos ({', '.join(SUFFIXES)}).")
             found += inside
@@ -81,11 +90,16 @@ def find_photos(places: list[str]) -> list[Path]:
 
 def output_names(photos: list[Path]) -> list[tuple[str, Path]]:
     """A name for the files of each photo: its stem, numbered where two photos share one."""
-    taken: dict[str, int] = {}
+    stems = {photo.stem for photo in photos}
+    taken: set[str] = set()
     named = []
     for photo in photos:
-        count = taken[photo.stem] = taken.get(photo.stem, 0) + 1
-        named.append((photo.stem if count == 1 else f"{photo.stem}_{count}", photo))
+        name, count = photo.stem, 1
+        while name in taken or (count > 1 and name in stems):
+            count += 1
+            name = f"{photo.stem}_{count}"
+        taken.add(name)
+        named.append((name, photo))
     return named
 
 

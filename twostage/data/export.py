@@ -22,10 +22,10 @@ def export_folder(
     count: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Path:
-    """Write `count` samples (None: all) as OUT/images/SPLIT/*.png, OUT/masks/SPLIT/*.png and OUT/classes.json.
+    """Write `count` samples (None: all) as OUT/images/SPLIT/*.png, OUT/masks/SPLIT/*.png, OUT/classes.json.
 
-    The drawn scenes also get OUT/captions/SPLIT.json, a caption for each image. Files that exist are written again;
-    progress is called with (done, total).
+    The drawn scenes also get OUT/captions/SPLIT.json, a caption for each image. Files that exist are written
+    again; progress is called with (done, total).
     """
     out = Path(out)
     total = len(dataset) if count is None else min(count, len(dataset))
@@ -45,11 +45,12 @@ def export_folder(
             captions[sample.image_id] = dataset.scene(index).caption()
         if progress is not None:
             progress(index + 1, total)
-    seen = vocabulary.seen or (True,) * len(vocabulary)
-    classes = [
-        {"id": number, "name": list(names) if len(names) > 1 else names[0], "seen": flag}
-        for number, names, flag in zip(vocabulary.label_ids, vocabulary.names, seen, strict=True)
+    classes: list[dict[str, object]] = [
+        {"id": number, "name": list(names) if len(names) > 1 else names[0]}
+        for number, names in zip(vocabulary.label_ids, vocabulary.names, strict=True)
     ]
+    for entry, flag in zip(classes, vocabulary.seen or (), strict=False):
+        entry["seen"] = flag
     _write_json(out / "classes.json", {"ignore": void, "classes": classes})
     if captions:
         _write_json(out / "captions" / f"{split}.json", captions)

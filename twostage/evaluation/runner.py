@@ -1,4 +1,4 @@
-"""Evaluation of several systems in one pass: the evidence of a photo is gathered once and merged once a system."""
+"""Evaluation of several systems in one pass: evidence is gathered once a photo and merged once a system."""
 
 from __future__ import annotations
 
@@ -60,8 +60,8 @@ def evaluate(
 ) -> Outcome:
     """Measure every system on a data set; photos are shared among the processes of a distributed run.
 
-    systems: name -> ensemble over the segmenter's evidence; the two oracle names may be added with any ensemble that
-    weighs regions alone. max_images: 0 takes all.
+    systems: name -> ensemble over the segmenter's evidence; the two oracle names may be added with any
+    ensemble that weighs regions alone. max_images: 0 takes all.
 
     Raises:
         TwostageError: no photos, or a photo without ground truth (named).
@@ -80,7 +80,14 @@ def evaluate(
         if time.monotonic() - spoken > progress_seconds:
             spoken = time.monotonic()
             rate = done / (spoken - started)
-            logger.info("%s: %d of %d photos, %.1f/s, %.0f s left", dataset.name, done, len(mine), rate, (len(mine) - done) / rate)
+            logger.info(
+                "%s: %d of %d photos, %.1f/s, %.0f s left",
+                dataset.name,
+                done,
+                len(mine),
+                rate,
+                (len(mine) - done) / rate,
+            )
     merged = _gathered(tally)
     metrics = {name: compute(matrix, words.vocabulary) for name, matrix in merged.confusions.items()}
     recall = merged.recall.summary(words.vocabulary) if segmenter.proposals is not None else {}
@@ -91,19 +98,29 @@ def _one(
     segmenter: Segmenter, sample: Sample, words: Words, systems: Mapping[str, Ensemble], tally: _Tally
 ) -> dict[str, Segmentation]:
     if sample.labels is None:
-        raise TwostageError(f"{sample.source or sample.image_id} has no ground truth, so it cannot be evaluated.")
-    evidence = segmenter.gather([sample.image], words)[0]
+        raise TwostageError(
+            f"{sample.source or sample.image_id} has no ground truth, so it cannot be evaluated."
+        )
+    cut = getattr(segmenter.proposals, "propose_from_labels", None)  # stage one may be the truth itself
+    given = (
+        None
+        if cut is None
+        else [cut(labels_at(sample.labels, segmenter.size.resize(sample.image).shape[-2:]))]
+    )
+    evidence = segmenter.gather([sample.image], words, given)[0]
     shown: dict[str, Segmentation] = {}
     for name, ensemble in systems.items():
         if name == ORACLE_CLASSES:
             shown[name] = _oracle_classes(evidence, sample.labels, len(words.vocabulary))
         elif name == ORACLE_MASKS:
-            given = true_masks(sample.labels, segmenter.size.resize(sample.image).shape[-2:])
-            known = segmenter.gather([sample.image], words, [given])[0]
+            truth = true_masks(sample.labels, segmenter.size.resize(sample.image).shape[-2:])
+            known = segmenter.gather([sample.image], words, [truth])[0]
             shown[name] = ensemble.merge(known, words.vocabulary)
         else:
             shown[name] = ensemble.merge(evidence, words.vocabulary)
-        tally.confusions[name].update(shown[name].labels.cpu(), sample.labels, sample.source or sample.image_id)
+        tally.confusions[name].update(
+            shown[name].labels.cpu(), sample.labels, sample.source or sample.image_id
+        )
     if evidence.proposals is not None:
         tally.recall.update(_at(evidence.proposals, sample.labels.shape), sample.labels)
     return shown
@@ -111,11 +128,16 @@ def _one(
 
 def true_masks(labels: Tensor, size_hw: Iterable[int]) -> Proposals:
     """One mask a class present, (M, H, W) bool at the size where photos are looked at."""
-    height, width = size_hw
-    small = F.interpolate(labels[None, None].float(), size=(height, width), mode="nearest-exact")[0, 0].int()
+    small = labels_at(labels, size_hw)
     present = torch.unique(small)
     present = present[present >= 0]
     return Proposals(small[None] == present[:, None, None], torch.ones(len(present)), source="ground truth")
+
+
+def labels_at(labels: Tensor, size_hw: Iterable[int]) -> Tensor:
+    """A label map (H, W) at another size, (h, w) int32, by nearest neighbour."""
+    height, width = size_hw
+    return F.interpolate(labels[None, None].float(), size=(height, width), mode="nearest-exact")[0, 0].int()
 
 
 def _oracle_classes(evidence: Evidence, labels: Tensor, count: int) -> Segmentation:
@@ -128,7 +150,13 @@ def _at(proposals: Proposals, size_hw: Iterable[int]) -> Proposals:
     height, width = size_hw
     if proposals.size_hw == (height, width):
         return proposals
-    masks = F.interpolate(proposals.masks[None].float(), size=(height, width), mode="bilinear", align_corners=False)
+    if len(proposals) == 0:
+        return Proposals(
+            proposals.masks.new_zeros((0, height, width)), proposals.scores, source=proposals.source
+        )
+    masks = F.interpolate(
+        proposals.masks[None].float(), size=(height, width), mode="bilinear", align_corners=False
+    )
     return Proposals(masks[0], proposals.scores, source=proposals.source)
 
 

@@ -1,15 +1,17 @@
-"""The miniature CLIP that ships with the package: two open_clip models that know the embedded world's twenty words.
+"""The miniature CLIP that ships with the package: two open_clip models that know the embedded world's words.
 
-open_clip finds a model by a JSON file whose tokenizer path must be absolute (a wrong one silently means the 49,408-token
-tokenizer), so `model_config` writes the JSON for this machine and the caller registers it with open_clip.
+open_clip finds a model by a JSON file whose tokenizer path must be absolute (a wrong one silently means the
+49,408-token tokenizer), so `model_config` writes the JSON for this machine and the caller registers it.
 """
 
 from __future__ import annotations
 
+import atexit
 import gzip
 import json
+import shutil
 import tempfile
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 NAMES = ("twostage-mini-rn", "twostage-mini-vit")
@@ -23,12 +25,12 @@ def weights_path(name: str) -> Path:
 
 
 def vocabulary_size() -> int:
-    """Tokens of the small tokenizer: 512 bytes with and without word end, the merges, start and end of text."""
-    merges = gzip.open(MERGES).read().decode("utf-8").split("\n")[1:]
+    """Tokens of the small tokenizer: bytes with and without word end, the merges, start and end of text."""
+    merges = gzip.decompress(MERGES.read_bytes()).decode("utf-8").split("\n")[1:]
     return 512 + len(merges) + 2
 
 
-@lru_cache(maxsize=None)
+@cache
 def model_config(name: str) -> Path:
     """A JSON file that open_clip.add_model_config understands, with this machine's path to the tokenizer.
 
@@ -40,6 +42,8 @@ def model_config(name: str) -> Path:
     config = json.loads((_HERE / f"{name}.json").read_text(encoding="utf-8"))
     config["text_cfg"]["vocab_size"] = vocabulary_size()
     config["text_cfg"]["tokenizer_kwargs"] = {"bpe_path": str(MERGES)}
-    path = Path(tempfile.mkdtemp(prefix="twostage-")) / f"{name}.json"
+    folder = tempfile.mkdtemp(prefix="twostage-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    path = Path(folder) / f"{name}.json"
     path.write_text(json.dumps(config), encoding="utf-8")
     return path

@@ -32,7 +32,9 @@ class Drawing:
         cv2.fillPoly(self.picture, [corners], colour, cv2.LINE_AA, shift=3)
         cv2.fillPoly(self.alpha, [corners], 255, cv2.LINE_8, shift=3)
 
-    def oval(self, x: float, y: float, rx: float, ry: float, colour: tuple[int, int, int], angle: float = 0) -> None:
+    def oval(
+        self, x: float, y: float, rx: float, ry: float, colour: tuple[int, int, int], angle: float = 0
+    ) -> None:
         """A filled ellipse; all lengths in 0..1 of the canvas."""
         centre = (round(x * CANVAS), round(y * CANVAS))
         axes = (max(1, round(rx * CANVAS)), max(1, round(ry * CANVAS)))
@@ -118,13 +120,17 @@ def tree(rng: Rng) -> Drawing:
     """A brown trunk under a round or pointed green crown."""
     green = shade((48, 118, 52), rng.normal(0, 14))
     drawing = _blank("green", green, turn=15.0)
-    drawing.fill([(0.43, 0.5), (0.57, 0.5), (0.6, 0.98), (0.4, 0.98)], shade((105, 70, 40), rng.normal(0, 10)))
+    drawing.fill(
+        [(0.43, 0.5), (0.57, 0.5), (0.6, 0.98), (0.4, 0.98)], shade((105, 70, 40), rng.normal(0, 10))
+    )
     if rng.random() < 0.5:
         for x, y, r in ((0.5, 0.26, 0.23), (0.3, 0.44, 0.22), (0.7, 0.44, 0.22), (0.5, 0.48, 0.22)):
             drawing.oval(x, y, r, r, shade(green, rng.normal(0, 10)))
     else:
         for top, bottom, half in ((0.02, 0.38, 0.24), (0.2, 0.58, 0.34), (0.38, 0.78, 0.42)):
-            drawing.fill([(0.5, top), (0.5 + half, bottom), (0.5 - half, bottom)], shade(green, rng.normal(0, 10)))
+            drawing.fill(
+                [(0.5, top), (0.5 + half, bottom), (0.5 - half, bottom)], shade(green, rng.normal(0, 10))
+            )
     return drawing
 
 
@@ -186,7 +192,9 @@ def kite(rng: Rng) -> Drawing:
         drawing.fill(corners, colour)
     drawing.line([bottom, (0.42, 0.78), (0.56, 0.87), (0.46, 0.97)], shade(second, -40), 4)
     for x, y in ((0.43, 0.78), (0.55, 0.87)):
-        drawing.fill([(x - 0.09, y - 0.05), (x + 0.09, y + 0.05), (x + 0.09, y - 0.05), (x - 0.09, y + 0.05)], first)
+        drawing.fill(
+            [(x - 0.09, y - 0.05), (x + 0.09, y + 0.05), (x + 0.09, y - 0.05), (x - 0.09, y + 0.05)], first
+        )
     return drawing
 
 
@@ -208,7 +216,11 @@ def boat(rng: Rng) -> Drawing:
     """A hull with a mast and two sails."""
     name, hull = pick_colour(rng, avoid="white")
     drawing = _blank(name, hull)
-    sail = shade(COLOURS["white"], -rng.uniform(0, 14)) if rng.random() < 0.6 else pick_colour(rng, avoid=name)[1]
+    sail = (
+        shade(COLOURS["white"], -rng.uniform(0, 14))
+        if rng.random() < 0.6
+        else pick_colour(rng, avoid=name)[1]
+    )
     drawing.fill([(0.5, 0.04), (0.9, 0.62), (0.5, 0.62)], sail)
     drawing.fill([(0.44, 0.16), (0.44, 0.62), (0.14, 0.62)], shade(sail, -22))
     drawing.line([(0.47, 0.03), (0.47, 0.72)], (90, 60, 35), 4)
