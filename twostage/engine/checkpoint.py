@@ -71,19 +71,21 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     try:
         content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
         raise CheckpointError(
-            f"{path} is damaged, or holds more than tensors and plain data, which is refused: {reason}"
+            f"{path} is damaged, or holds more than tensors and plain data, which is refused: "
+            f"{_first_line(error)}"
         ) from error
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on damaged files
-        raise CheckpointError(
-            f"{path} is damaged or not a checkpoint: {str(error).splitlines()[0]}"
-        ) from error
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         raise CheckpointError(
             f"{path} is not a checkpoint: expected an entry 'model' that holds the weights."
         )
     return content
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _read_torch(path: Path) -> Any:
