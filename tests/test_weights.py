@@ -6,6 +6,7 @@ import hashlib
 import socket
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -170,6 +171,13 @@ def test_damaged_cache_is_replaced(server: Server, known: KnownFile, tmp_path: P
     assert _fetch("example", tmp_path).read_bytes() == CONTENT
 
 
+def test_two_at_once_fetch_once(server: Server, known: KnownFile, tmp_path: Path) -> None:
+    with ThreadPoolExecutor(2) as pool:
+        paths = list(pool.map(lambda _: _fetch("example", tmp_path), range(2)))
+    assert paths == [tmp_path / "file.pth"] * 2
+    assert len(server.asked) == 1
+
+
 def test_url_carries_its_checksum(server: Server, tmp_path: Path) -> None:
     path = _fetch(f"{server.url}/file.pth#sha256={SHA256.upper()}", tmp_path)
     assert path.name == f"file-{SHA256[:8]}.pth"
@@ -216,7 +224,7 @@ def test_no_space(known: KnownFile, tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_unwritable_cache(known: KnownFile, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    with pytest.raises(WeightsError, match="cannot be read or written .* Set TWOSTAGE_CACHE"):
+    with pytest.raises(WeightsError, match=r"cannot be read or written .* Set TWOSTAGE_CACHE"):
         _fetch("example", tmp_path / "file" / "below")
 
 
