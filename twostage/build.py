@@ -42,7 +42,7 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
 
 
 def train(config: Config, resume: bool = False) -> Path:
-    """Train stage one on the seen classes of DATASETS.TRAIN, measure on DATASETS.TEST; returns the checkpoint."""
+    """Train stage one on the seen classes of DATASETS.TRAIN, measure on DATASETS.TEST; gives the weights."""
     if len(config.datasets.train) != 1:
         raise ConfigError(
             f"DATASETS.TRAIN: expected one data set, got {len(config.datasets.train)}: a batch has one "
@@ -84,7 +84,7 @@ def train(config: Config, resume: bool = False) -> Path:
 
 
 def evaluate(config: Config, resume: bool = False) -> dict[str, Outcome]:
-    """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume takes OUTPUT_DIR's newest checkpoint."""
+    """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume: OUTPUT_DIR's newest checkpoint."""
     if resume:
         found = Checkpointer(config.output_dir).load_newest()
         if found is None:

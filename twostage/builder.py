@@ -83,8 +83,8 @@ class Builder:
             probe = self.config.model.mask_former.get("embedding_dim")
             if probe is None:
                 raise ConfigError(
-                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide its "
-                    "rows are."
+                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide "
+                    "its rows are."
                 )
             return int(probe)
         return self.clip.dim
@@ -161,7 +161,7 @@ class Builder:
 
 @dataclass(frozen=True)
 class Trained:
-    """A network with its weights, and the class names it was trained on (none where the file does not say)."""
+    """A network with its weights, and the class names it was trained on (none where nothing is said)."""
 
     network: MaskFormer
     names: tuple[str, ...]

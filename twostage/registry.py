@@ -28,7 +28,7 @@ def names(kind: str) -> list[str]:
 
 
 def find(kind: str, name: str) -> type:
-    """The component class called `name`, or one of your own: `your.package.module` or `your.package.module:Class`.
+    """The component class called `name`, or one of your own: `your.package.module`, `your.module:Class`.
 
     Raises:
         ComponentError: no such file or class.

@@ -17,7 +17,7 @@ from twostage.vocabulary import Vocabulary
 
 @dataclass(frozen=True)
 class Words:
-    """A vocabulary with its text features; stage_one: others for stage one, where its prompts differ from CLIP's."""
+    """A vocabulary with its text features. stage_one: others for stage one where its prompts differ."""
 
     vocabulary: Vocabulary
     text: TextBank
@@ -26,7 +26,7 @@ class Words:
 
 @dataclass(frozen=True)
 class TestSize:
-    """Shorter edge of a photo when it is looked at, and the most its longer edge may have; 0 keeps the size."""
+    """Shorter edge of a photo when it is looked at, and the longest longer edge; 0 keeps the size."""
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
 

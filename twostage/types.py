@@ -1,6 +1,7 @@
 """The containers that travel between the stages: small, validated, with methods that return new objects.
 
-Shapes: N proposals, K classes, T text rows (several may belong to one class), D joint embedding width, H x W pixels.
+Shapes: N proposals, K classes, T text rows (several may belong to one class), D joint embedding width, H x W
+pixels.
 """
 
 from __future__ import annotations
@@ -95,7 +96,7 @@ class Proposals:
 class TextBank:
     """What the text tower says of a vocabulary, ready to be compared with image features.
 
-    features: (T, D) float32, rows of length one; class_of: (T,) int64, the class of each row (synonyms share one);
+    features: (T, D) float32, rows of length one; class_of: (T,) int64, class of each row (synonyms share one);
     num_classes: K; logit_scale: factor on cosines (the paper's constant is 100);
     no_object: (D,) float32 of length one, or None.
     """
@@ -154,8 +155,8 @@ class TextBank:
 class RegionScores:
     """One classifier's opinion of each proposal.
 
-    logits: (N, K) float32; valid: (N,) bool, False where the mask was empty (the row is kept, its numbers mean nothing);
-    no_object: (N,) float32 logit of "none of these", or None.
+    logits: (N, K) float32; valid: (N,) bool, False where the mask was empty (the row is kept, its numbers mean
+    nothing); no_object: (N,) float32 logit of "none of these", or None.
     """
 
     logits: Tensor
@@ -186,7 +187,7 @@ class RegionScores:
         return RegionScores(self.logits[index], self.valid[index], no_object)
 
     def probs(self) -> Tensor:
-        """(N, K): softmax over the K classes, and over "no object" too where it is known (dropped *after* the softmax).
+        """(N, K): softmax over the K classes and "no object" where it is known (dropped *after* the softmax).
 
         This one place settles the difference between stage one (K + 1) and stage two (K).
         """

@@ -1,1 +1,1 @@
-"""The embedded world: drawn scenes of twenty classes, endless, without a download, identical for identical seeds."""
+"""The embedded world: drawn scenes of twenty classes, endless, without a download, the same for a seed."""

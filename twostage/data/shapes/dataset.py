@@ -16,8 +16,8 @@ SPLITS: dict[str, tuple[int, int]] = {"train": (1, 100_000), "val": (2, 200), "t
 class ShapesDataset:
     """Scenes drawn on demand.
 
-    split: "train", "val" or "test"; seed: another seed is another world of scenes; length: how many scenes, None
-    takes the split's own.
+    split: "train", "val" or "test"; seed: another seed is another world of scenes; length: how many scenes,
+    None takes the split's own.
     """
 
     def __init__(self, split: str, seed: int = 0, length: int | None = None) -> None:

@@ -29,7 +29,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """image: (H, W, 3) uint8 RGB; labels: (H, W) int32 into CLASSES, every pixel labelled; instances: things only."""
+    """image: (H, W, 3) uint8 RGB; labels: (H, W) int32 into CLASSES, every pixel labelled; instances: things."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -38,7 +38,7 @@ class Scene:
     @property
     def classes(self) -> list[int]:
         """The classes present, increasing."""
-        return np.unique(self.labels).tolist()
+        return [int(label) for label in np.unique(self.labels)]
 
     def caption(self) -> str:
         """What a person might write below the picture: the things, then the ground with most pixels."""
@@ -75,7 +75,7 @@ def _ground(rng: Rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _placed(rng: Rng, name: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """A thing turned, sized and moved into the scene: picture (H, W, 3) uint8, mask (H, W) bool, colour name."""
+    """A thing turned, sized and moved to its place: picture (H, W, 3) uint8, mask (H, W) bool, colour name."""
     drawing = draw(name, rng)
     size = rng.uniform(40, 80)
     angle, scale = rng.uniform(-drawing.turn, drawing.turn), size / CANVAS
@@ -100,7 +100,8 @@ def _light(rng: Rng, picture: np.ndarray) -> np.ndarray:
     gain = rng.uniform(0.78, 1.15) * (1 + rng.uniform(0, 0.35) * (np.cos(angle) * x + np.sin(angle) * y))
     tint = 1 + rng.normal(0, 0.03, 3).astype(np.float32)
     noise = rng.standard_normal((height, width, 1), dtype=np.float32) * rng.uniform(1, 6)
-    return np.clip(picture * gain[..., None].astype(np.float32) * tint + noise, 0, 255).astype(np.uint8)
+    lit: np.ndarray = picture * gain[..., None].astype(np.float32) * tint + noise
+    return lit.clip(0, 255).astype(np.uint8)
 
 
 def render(rng: Rng, things: int | None = None) -> Scene:

@@ -21,7 +21,8 @@ def smooth_noise(rng: Rng, height: int, width: int, cell: float) -> np.ndarray:
 def _tinted(value: np.ndarray, colour: tuple[float, float, float], rng: Rng, spread: float = 14.0) -> Picture:
     """A grey relief around zero, in one colour that varies a little from scene to scene."""
     base = np.array(colour, np.float32) + rng.normal(0, spread, 3).astype(np.float32)
-    return np.clip(base + value[..., None], 0, 255).astype(np.uint8)
+    picture: Picture = base + value[..., None]
+    return picture.clip(0, 255).astype(np.uint8)
 
 
 def grass(rng: Rng, height: int, width: int) -> Picture:

@@ -1,4 +1,4 @@
-"""The fourteen things, each drawn upright on a square canvas; rotation, size and place are the scene's business."""
+"""The fourteen things, each upright on a square canvas; rotation, size and place are the scene's business."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ CANVAS = 96
 
 @dataclass
 class Drawing:
-    """picture: (CANVAS, CANVAS, 3) uint8 RGB; alpha: (CANVAS, CANVAS) uint8, 255 inside; colour: its main colour's
-    name; turn: the largest rotation in degrees that leaves it itself.
+    """picture: (CANVAS, CANVAS, 3) uint8 RGB; alpha: (CANVAS, CANVAS) uint8, 255 inside; colour: its main
+    colour's name; turn: the largest rotation in degrees that leaves it itself.
     """
 
     picture: np.ndarray
@@ -70,13 +70,16 @@ def _pattern(kind: str, rng: Rng) -> np.ndarray:
     """(CANVAS, CANVAS) bool: where the second colour goes."""
     angle, cells = rng.uniform(0, np.pi), rng.uniform(4.2, 6.0)
     y, x = (np.mgrid[0:CANVAS, 0:CANVAS] - CANVAS / 2) * (cells / CANVAS)
+    second: np.ndarray
     u = np.cos(angle) * x + np.sin(angle) * y + rng.random()
     v = -np.sin(angle) * x + np.cos(angle) * y + rng.random()
     if kind == "striped":
-        return (u % 1.0) < 0.5
-    if kind == "checkered":
-        return ((np.floor(u) + np.floor(v)) % 2) < 1
-    return (u % 1.0 - 0.5) ** 2 + (v % 1.0 - 0.5) ** 2 < 0.34**2
+        second = (u % 1.0) < 0.5
+    elif kind == "checkered":
+        second = ((np.floor(u) + np.floor(v)) % 2) < 1
+    else:
+        second = (u % 1.0 - 0.5) ** 2 + (v % 1.0 - 0.5) ** 2 < 0.34**2
+    return second
 
 
 def _star(outer: float, inner: float) -> list[tuple[float, float]]:
