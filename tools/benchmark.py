@@ -2,9 +2,9 @@
 
     python tools/benchmark.py stage2 --masks 100 --size 640x480 --rounds 3 --json stage2.json
 
-`stage2` runs in turns (a) the bare CLIP image tower on ready crops and (b) the whole second stage (masks, boxes,
-crops, CLIP, class logits) in the same chunks and number format, and reports the ratio of the medians. Weights are
-random: they do not change the work. Only ratios mean something on a machine that has other work too.
+`stage2` runs in turns (a) the bare CLIP image tower on ready crops and (b) the whole second stage (masks,
+boxes, crops, CLIP, class logits) in the same chunks and number format, and reports the ratio of the medians.
+Weights are random: they do not change the work. Only ratios mean something on a machine with other work.
 """
 
 from __future__ import annotations
