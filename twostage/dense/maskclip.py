@@ -198,8 +198,8 @@ class MaskClipDense:
     def _check_input(self, images: Sequence[Tensor], text: TextBank) -> None:
         if text.dim != self.clip.dim:
             raise TwostageError(
-                f"MaskClipDense: expected text features {self.clip.dim} wide for {self.clip.name}, got {text.dim}."
-                " Make both with the same CLIP model."
+                f"MaskClipDense: expected text features {self.clip.dim} wide, got {text.dim}."
+                f" Make them with the text tower of {self.clip.name}, which reads the image."
             )
         for position, image in enumerate(images):
             if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
