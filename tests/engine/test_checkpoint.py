@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from toy_task import ToyTask, make_batches, toy_config
 
 from twostage.engine.checkpoint import (
     Checkpointer,
@@ -21,6 +22,7 @@ from twostage.engine.checkpoint import (
     write_atomically,
     write_weights,
 )
+from twostage.engine.trainer import Trainer
 
 
 def content(value: float = 1.0) -> dict[str, Any]:
@@ -90,23 +92,17 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_killed_during_save(tmp_path: Path) -> None:
-    """A process that dies half-way through a save leaves the checkpoint before it, and the run goes on from
-    there.
-    """
+    """A process that dies half-way through a save leaves the checkpoint before it, which the run resumes."""
+    short, config = toy_config(tmp_path, "solver.max_iter=2"), toy_config(tmp_path, "solver.max_iter=4")
+    final = Trainer(ToyTask(short.solver), make_batches(short), short).run()
+    before = final.read_bytes()
     script = str(Path(__file__).with_name("toy_task.py"))
-    words = [str(tmp_path), "solver.checkpoint_period=2", "solver.max_iter=4"]
-    run = subprocess.run(
-        [sys.executable, script, *words, "solver.max_iter=2"], capture_output=True, text=True
-    )
-    assert run.returncode == 0, run.stderr
-    before = (tmp_path / "model_final.pth").read_bytes()
-    died = subprocess.run([sys.executable, script, *words, "--resume", "--die-in-save"], capture_output=True)
-    assert died.returncode == 9
-    assert (tmp_path / "model_final.pth").read_bytes() == before
+    words = [sys.executable, script, str(tmp_path), "solver.max_iter=4", "--resume", "--die-in-save"]
+    assert subprocess.run(words, capture_output=True, timeout=120).returncode == 9
+    assert final.read_bytes() == before
     assert list(tmp_path.glob(".*.part")), "the half file lies beside, under another name"
-    resumed = subprocess.run([sys.executable, script, *words, "--resume"], capture_output=True, text=True)
-    assert resumed.returncode == 0, resumed.stderr
-    assert read_checkpoint(tmp_path / "model_final.pth")["iteration"] == 3
+    Trainer(ToyTask(config.solver), make_batches(config), config).run(resume=True)
+    assert read_checkpoint(final)["iteration"] == 3
     assert not list(tmp_path.glob(".*.part"))
 
 

@@ -43,8 +43,8 @@ def launch(
     wanted, present = num_gpus or 0, torch.cuda.device_count()
     if not 0 <= wanted <= present:
         raise LaunchError(
-            f"--num-gpus: expected 0 to {present}, the GPUs of this machine, got {wanted}. Leave it out for a "
-            "single process, or use `torchrun --nproc-per-node N train_net.py ...` for CPUs."
+            f"--num-gpus: expected 0 to {present}, the GPUs of this machine, got {wanted}. Leave it out for "
+            "a single process, or use `torchrun --nproc-per-node N train_net.py ...` for CPUs."
         )
     local = max(wanted, 1)
     if local * num_machines == 1:
