@@ -96,7 +96,7 @@ class Proposals:
 class TextBank:
     """What the text tower says of a vocabulary, ready to be compared with image features.
 
-    features: (T, D) float32, rows of length one; class_of: (T,) int64, class of each row (synonyms share one);
+    features: (T, D) float32, rows of length one; class_of: (T,) int64, class of a row (synonyms share one);
     num_classes: K; logit_scale: factor on cosines (the paper's constant is 100);
     no_object: (D,) float32 of length one, or None.
     """
@@ -155,8 +155,8 @@ class TextBank:
 class RegionScores:
     """One classifier's opinion of each proposal.
 
-    logits: (N, K) float32; valid: (N,) bool, False where the mask was empty (the row is kept, its numbers mean
-    nothing); no_object: (N,) float32 logit of "none of these", or None.
+    logits: (N, K) float32; valid: (N,) bool, False where the mask was empty (the row is kept, its
+    numbers mean nothing); no_object: (N,) float32 logit of "none of these", or None.
     """
 
     logits: Tensor

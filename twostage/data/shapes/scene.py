@@ -29,7 +29,7 @@ class Instance:
 
 @dataclass(frozen=True)
 class Scene:
-    """image: (H, W, 3) uint8 RGB; labels: (H, W) int32 into CLASSES, every pixel labelled; instances: things."""
+    """image: (H, W, 3) uint8 RGB; labels: (H, W) int32 into CLASSES, no pixel without; instances: things."""
 
     image: np.ndarray
     labels: np.ndarray
@@ -75,7 +75,7 @@ def _ground(rng: Rng, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _placed(rng: Rng, name: str, height: int, width: int) -> tuple[np.ndarray, np.ndarray, str]:
-    """A thing turned, sized and moved to its place: picture (H, W, 3) uint8, mask (H, W) bool, colour name."""
+    """A thing turned, sized and moved into place: (H, W, 3) uint8, its mask (H, W) bool, colour name."""
     drawing = draw(name, rng)
     size = rng.uniform(40, 80)
     angle, scale = rng.uniform(-drawing.turn, drawing.turn), size / CANVAS
