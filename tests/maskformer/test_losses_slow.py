@@ -265,3 +265,21 @@ def test_mask_count_is_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
     monkeypatch.setattr(distributed, "all_reduce", lambda total: total.add_(8))
     assert mask_count(3, torch.device("cpu")) == 5.5
+
+
+def test_matching_on_averaged_masks() -> None:
+    """match_pool changes who is matched, never what the matched pairs cost."""
+    logits, classes, truth, found = example(size=8)
+    batch = Batch([truth], [found], torch.zeros(1, 16, 16), ["a"])
+    got = Criterion(LossConfig(match_pool=4))(output_of(logits), classes, batch)
+    pooled = torch.nn.functional.avg_pool2d(logits[:, 0], 4)[:, None]
+    small = truth.float()[:, ::8, ::8]
+    ((queries, masks),) = match(pooled, classes, [small], [found], Costs())[-1]
+    full = torch.nn.functional.interpolate(logits[-1, 0, queries][:, None], size=(16, 16), mode="bilinear")[
+        :, 0
+    ]
+    dice = [
+        slow_dice(x.flatten().tolist(), truth[m].float().flatten().tolist())
+        for x, m in zip(full, masks, strict=True)
+    ]
+    assert got["loss_dice"].item() == pytest.approx(sum(dice) / 3, rel=1e-5)

@@ -30,7 +30,7 @@ class MaskFormerConfig:
         backbone: "r50", "r101c", "small", or "timm:NAME" for any timm model with four feature levels.
         small_widths: channels of the small backbone's four levels; other backbones ignore it.
         small_stride: 2 or 4, the small backbone's finest stride (levels double from there).
-        small_blocks: residual blocks in each level of the small backbone.
+        small_blocks: residual blocks of the small backbone's four levels.
         timm_pretrained: let timm fetch its own weights (needs a network).
     Pixel decoder
         pixel_dim: channels of the feature pyramid; mask_dim: channels of the mask features.
@@ -48,7 +48,7 @@ class MaskFormerConfig:
         logit_scale: factor on cosines; a constant of the paper, not CLIP's own.
         pooled_class: let the class embedding see the mask features averaged under its mask.
         pixel_classifier: also embed every pixel into the joint space, for the auxiliary loss.
-        pixel_pool: the mask features are averaged over squares of this side before the pixel classifier.
+        pixel_pool: pooled_class and pixel_classifier read mask features averaged over squares of this side.
     Input
         mean, std: of RGB in 0..255; size_divisibility: images are padded right and below to a multiple of it.
     """
@@ -56,7 +56,7 @@ class MaskFormerConfig:
     backbone: str = "r101c"
     small_widths: tuple[int, ...] = (32, 64, 128, 160)
     small_stride: int = 4
-    small_blocks: int = 1
+    small_blocks: tuple[int, ...] = (1, 1, 1, 1)
     timm_pretrained: bool = False
     pixel_dim: int = 256
     mask_dim: int = 256

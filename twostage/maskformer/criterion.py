@@ -27,6 +27,7 @@ class LossConfig:
     mask_kind: "focal" (paper) or "bce".
     resolution: "input" enlarges the predicted masks to the image (paper); "logits" shrinks the true ones
         instead, at a fraction of the cost.
+    match_pool: matching sees masks averaged over squares of this side; 1 is the paper's.
     pixel: factor of the auxiliary pixel loss, where the network has a pixel classifier.
     """
 
@@ -36,6 +37,7 @@ class LossConfig:
     no_object: float = 0.1
     mask_kind: str = "focal"
     resolution: str = "input"
+    match_pool: int = 1
     pixel: float = 1.0
 
     def __post_init__(self) -> None:
@@ -68,17 +70,20 @@ class Criterion:
         classes = [found.to(device) for found in targets.classes]
         _require_known(classes, class_logits.shape[-1] - 1, targets.image_ids)
         full = padded_masks(targets, output.padded_hw, device)
-        size = (output.mask_logits.shape[-2], output.mask_logits.shape[-1])
-        small = [shrink(masks, size) for masks in full]
-        pairs = match(output.mask_logits, class_logits, small, classes, self._costs(), targets.image_ids)
+        pairs = self._match(output.mask_logits, class_logits, full, classes, targets.image_ids)
         count = mask_count(sum(len(masks) for masks in full), device)
-        wanted = full if self.config.resolution == "input" else small
+        wanted = full
+        if self.config.resolution == "logits":
+            wanted = [
+                shrink(masks, (output.mask_logits.shape[-2], output.mask_logits.shape[-1])) for masks in full
+            ]
+        chosen = matched_logits(output.mask_logits, pairs)
         losses: dict[str, Tensor] = {}
         last = len(pairs) - 1
         for layer in (last, *range(last)):
             suffix = "" if layer == last else f"_{layer}"
             losses["loss_ce" + suffix] = self._ce(class_logits[layer], pairs[layer], classes)
-            mask, dice = self._masks(output.mask_logits[layer], pairs[layer], wanted, count)
+            mask, dice = self._masks(chosen[layer], pairs[layer], wanted, count)
             losses["loss_mask" + suffix], losses["loss_dice" + suffix] = mask, dice
         if pixel_logits is not None:
             losses["loss_pixel"] = self.config.pixel * pixel_cross_entropy(
@@ -86,9 +91,22 @@ class Criterion:
             )
         return losses
 
-    def _costs(self) -> Costs:
+    @torch.no_grad()
+    def _match(
+        self,
+        mask_logits: Tensor,
+        class_logits: Tensor,
+        masks: Sequence[Tensor],
+        classes: Sequence[Tensor],
+        image_ids: Sequence[str],
+    ) -> list[list[Pairs]]:
         c = self.config
-        return Costs(mask=c.mask, dice=c.dice, ce=c.ce, kind=c.mask_kind)
+        if c.match_pool > 1:
+            pooled = functional.avg_pool2d(mask_logits.flatten(0, 1), c.match_pool, ceil_mode=True)
+            mask_logits = pooled.unflatten(0, mask_logits.shape[:2])
+        small = [shrink(found, (mask_logits.shape[-2], mask_logits.shape[-1])) for found in masks]
+        costs = Costs(mask=c.mask, dice=c.dice, ce=c.ce, kind=c.mask_kind)
+        return match(mask_logits, class_logits, small, classes, costs, image_ids)
 
     def _ce(self, logits: Tensor, pairs: list[Pairs], classes: Sequence[Tensor]) -> Tensor:
         """Cross-entropy over all queries, (B, Q, K + 1); unmatched ones should say "no object"."""
@@ -108,12 +126,11 @@ class Criterion:
         )
 
     def _masks(
-        self, logits: Tensor, pairs: list[Pairs], wanted: Sequence[Tensor], count: float
+        self, chosen: Tensor, pairs: list[Pairs], wanted: Sequence[Tensor], count: float
     ) -> tuple[Tensor, Tensor]:
-        """Pixel and dice losses of the matched queries, summed and divided by `count`."""
-        chosen = torch.cat([image[q.to(image.device)] for image, (q, _) in zip(logits, pairs, strict=True)])
+        """Pixel and dice losses of one layer's matched masks, summed and divided by `count`."""
         if not len(chosen):
-            nothing = logits.sum() * 0.0  # keeps every parameter in the graph
+            nothing = chosen.sum()  # zero, and keeps every parameter in the graph
             return nothing, nothing
         truth = torch.cat([masks[m.to(masks.device)] for masks, (_, m) in zip(wanted, pairs, strict=True)])
         chosen = chosen.float()
@@ -125,6 +142,22 @@ class Criterion:
         mask = pixel_loss(flat, truth, self.config.mask_kind).sum() / count
         dice = dice_loss(flat, truth).sum() / count
         return self.config.mask * mask, self.config.dice * dice
+
+
+def matched_logits(mask_logits: Tensor, pairs: Sequence[Sequence[Pairs]]) -> list[Tensor]:
+    """(L, B, Q, h, w) -> for each layer (P, h, w), the masks of matched queries, images in order.
+
+    One gather for all layers, so that the backward pass writes the full gradient only once.
+    """
+    _, batch, queries = mask_logits.shape[:3]
+    rows = [
+        (layer * batch + image) * queries + found
+        for layer, of_layer in enumerate(pairs)
+        for image, (found, _) in enumerate(of_layer)
+    ]
+    counts = [sum(len(found) for found, _ in of_layer) for of_layer in pairs]
+    picked = mask_logits.flatten(0, 2)[torch.cat(rows).to(mask_logits.device)]
+    return list(picked.split(counts))
 
 
 def mask_count(count: int, device: torch.device) -> float:

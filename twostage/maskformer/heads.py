@@ -31,11 +31,15 @@ def mask_logits(embeds: Tensor, mask_features: Tensor) -> Tensor:
 
 
 def pool_under_masks(logits: Tensor, features: Tensor) -> Tensor:
-    """Mean of features under soft masks: (L, B, Q, h, w) logits, (B, C, h, w) -> (L, B, Q, C).
+    """Mean of features under soft masks: (L, B, Q, h, w) logits, (B, C, h', w') -> (L, B, Q, C).
 
-    The masks are held constant: the class loss may not bend them.
+    Masks finer than the features are averaged to their size. They are held constant, so that the class loss
+    cannot bend them.
     """
-    weights = logits.detach().sigmoid().flatten(3)
+    weights = logits.detach().sigmoid().flatten(0, 1)
+    if weights.shape[-2:] != features.shape[-2:]:
+        weights = functional.adaptive_avg_pool2d(weights, (features.shape[-2], features.shape[-1]))
+    weights = weights.view(*logits.shape[:3], -1)
     weights = weights / weights.sum(dim=-1, keepdim=True).clamp(min=1e-6)
     return torch.einsum("lbqn,bcn->lbqc", weights, features.flatten(2))
 

@@ -30,9 +30,16 @@ PIXEL_TERMS = {"focal": focal_parts, "bce": bce_parts}
 
 
 def pixel_loss(logits: Tensor, targets: Tensor, kind: str) -> Tensor:
-    """(M, S) logits, (M, S) float targets in {0, 1} -> (M,) mean over pixels of the term called `kind`."""
-    as_true, as_false = PIXEL_TERMS[kind](logits)
-    return (targets * as_true + (1 - targets) * as_false).mean(dim=1)
+    """(M, S) logits, (M, S) float targets in {0, 1} -> (M,) mean over pixels of the term called `kind`.
+
+    Turning the sign where the target is 0 makes one case of two: half the work of `focal_parts`.
+    """
+    wrong = logits * (1 - 2 * targets)
+    loss = functional.softplus(wrong)
+    if kind == "focal":
+        share = FOCAL_ALPHA * targets + (1 - FOCAL_ALPHA) * (1 - targets)
+        loss = share * wrong.sigmoid() ** FOCAL_GAMMA * loss
+    return loss.mean(dim=1)
 
 
 def pixel_cost(logits: Tensor, targets: Tensor, kind: str) -> Tensor:

@@ -104,12 +104,15 @@ class MaskFormer(nn.Module):
         if last_only:
             queries = queries[-1:]
         masks = mask_logits(self.mask_embed(queries), mask_features)
-        pooled = pool_under_masks(masks, mask_features) if self.config.pooled_class else None
+        pool = self.config.pixel_pool
+        coarse = mask_features if pool == 1 else functional.avg_pool2d(mask_features, pool)
+        pooled = pool_under_masks(masks, coarse) if self.config.pooled_class else None
+        classifier = None if last_only else self.pixel_classifier
         return MaskFormerOutput(
             mask_logits=masks,
             embeddings=self.class_head(queries, pooled),
             mask_features=mask_features,
-            pixel_embeddings=None if last_only else self._embed_pixels(mask_features),
+            pixel_embeddings=None if classifier is None else classifier(coarse),
             padded_hw=(pixels.shape[-2], pixels.shape[-1]),
         )
 
@@ -145,8 +148,11 @@ class MaskFormer(nn.Module):
             )
         bank = self._fitting(text)
         with torch.autocast(output.pixel_embeddings.device.type, enabled=False):
-            unit = functional.normalize(output.pixel_embeddings.float().movedim(1, -1), dim=-1)
-            return cosine_logits(unit, bank, self.config.logit_scale).movedim(-1, 1)
+            embeddings = output.pixel_embeddings.float().movedim(1, -1)
+            # Dividing K products by the length is cheaper than dividing D components first.
+            length = embeddings.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+            logits = cosine_logits(embeddings, bank, self.config.logit_scale) / length
+            return cast(Tensor, logits.movedim(-1, 1))
 
     def _fitting(self, text: TextBank | None) -> TextBank:
         if text is None:
@@ -185,9 +191,3 @@ class MaskFormer(nn.Module):
             content = content + self.level_embed.weight[index]
         positions = sine_positions(height, width, self.config.hidden_dim, device=features.device)
         return Memory(content, positions.flatten(1).T)
-
-    def _embed_pixels(self, mask_features: Tensor) -> Tensor | None:
-        if self.pixel_classifier is None:
-            return None
-        pooled = functional.avg_pool2d(mask_features, self.config.pixel_pool)
-        return cast(Tensor, self.pixel_classifier(pooled))

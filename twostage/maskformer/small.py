@@ -35,15 +35,20 @@ class _Residual(nn.Module):
 class SmallBackbone(nn.Module):
     """(B, 3, H, W) float32, normalised -> four levels at strides s, 2s, 4s, 8s with s = 2 or 4.
 
-    widths: channels of the four levels; blocks: residual blocks a level.
+    widths: channels of the four levels; blocks: residual blocks of each, at the finest level they cost most.
     """
 
-    def __init__(self, widths: Sequence[int] = (32, 64, 128, 160), stride: int = 4, blocks: int = 1) -> None:
+    def __init__(
+        self,
+        widths: Sequence[int] = (32, 64, 128, 160),
+        stride: int = 4,
+        blocks: Sequence[int] = (1, 1, 1, 1),
+    ) -> None:
         super().__init__()
-        if len(widths) != 4 or stride not in (2, 4) or blocks < 1:
+        if len(widths) != 4 or stride not in (2, 4) or len(blocks) != 4:
             raise MaskFormerError(
-                "SmallBackbone: expected four widths, stride 2 or 4 and at least one block, "
-                f"got widths {tuple(widths)}, stride {stride}, blocks {blocks}."
+                "SmallBackbone: expected four widths, four numbers of blocks and stride 2 or 4, "
+                f"got widths {tuple(widths)}, blocks {tuple(blocks)}, stride {stride}."
             )
         self.channels = tuple(widths)
         self.strides = tuple(stride * 2**level for level in range(4))
@@ -53,9 +58,9 @@ class SmallBackbone(nn.Module):
         self.stem = nn.Sequential(*stem)
         self.levels = nn.ModuleList()
         inputs = widths[0]
-        for level, width in enumerate(widths):
+        for level, (width, count) in enumerate(zip(widths, blocks, strict=True)):
             down = [_conv(inputs, width, 2), group_norm(width), nn.ReLU()] if level else []
-            self.levels.append(nn.Sequential(*down, *(_Residual(width) for _ in range(blocks))))
+            self.levels.append(nn.Sequential(*down, *(_Residual(width) for _ in range(count))))
             inputs = width
 
     def forward(self, x: Tensor) -> list[Tensor]:
