@@ -186,3 +186,25 @@ def test_a_tokenizer_of_another_size_is_refused(tiny_vit: ClipModel) -> None:
 
     with pytest.raises(ClipError, match=r"knows 49408 tokens, the text tower \d{3}\."):
         ClipModel(tiny_vit._module, Other(), "x")
+
+
+@pytest.mark.filterwarnings("ignore:.*torch.jit", "ignore::torch.jit.TracerWarning")
+def test_openai_archives(tmp_path: Path) -> None:
+    """OpenAI's own files are TorchScript archives with three integers beside the weights."""
+    module = open_clip.create_model(TINY, pretrained=None, force_quick_gelu=True)
+    state = {name: value.half().float() for name, value in module.state_dict().items()}
+    module.load_state_dict(state)
+    for name in ("input_resolution", "context_length", "vocab_size"):
+        if hasattr(module, name):
+            delattr(module, name)
+        module.register_buffer(name, torch.tensor(32))
+    inputs = {"encode_image": torch.ones(1, 3, 32, 32), "encode_text": torch.ones(1, 77, dtype=torch.long)}
+    archive = torch.jit.trace_module(module.eval(), inputs, check_trace=False)
+    archive.save(str(tmp_path / "ViT.pt"))
+    loaded = ClipModel.load(TINY, tmp_path / "ViT.pt")
+    assert checks.activations(loaded._module) == {"QuickGELU"}
+    got = loaded._module.state_dict()
+    assert got.keys() == state.keys()
+    assert all(torch.equal(got[name], value) for name, value in state.items())
+    with pytest.raises(ClipError, match="do not fit: missing: visual"):
+        ClipModel.load("test-tiny-rn", tmp_path / "ViT.pt")

@@ -3,6 +3,8 @@ match."""
 
 from __future__ import annotations
 
+import warnings
+import zipfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -77,20 +79,22 @@ def read_torchscript(path: Path) -> dict[str, Tensor] | None:
     """The tensors of a TorchScript archive as OpenAI publishes them, in float32; None for any other kind of
     file.
 
-    Such an archive also carries three integers (input_resolution, ...), which are dropped.
+    What such an archive carries beside the weights (three integers, the causal mask) is dropped.
     """
     if not _is_torchscript(path):
         return None
-    archive = torch.jit.load(str(path), map_location="cpu")
+    with warnings.catch_warnings():
+        warnings.filterwarnings(
+            "ignore", message=".*torch.jit.load"
+        )  # deprecated, yet the only reader there is
+        archive = torch.jit.load(str(path), map_location="cpu")
     state = archive.state_dict()
-    extras = ("input_resolution", "context_length", "vocab_size")
+    extras = ("input_resolution", "context_length", "vocab_size", "attn_mask")
     return {name: value.float() for name, value in state.items() if name not in extras}
 
 
 def _is_torchscript(path: Path) -> bool:
     """Every archive of torch is a zip file; only a TorchScript one holds code."""
-    import zipfile
-
     if not zipfile.is_zipfile(path):
         return False
     with zipfile.ZipFile(path) as archive:

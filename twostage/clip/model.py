@@ -183,7 +183,8 @@ def _from_archive(plan: _Plan, state: dict[str, Tensor]) -> nn.Module:
     try:
         module.load_state_dict(state)
     except RuntimeError as error:
-        raise ClipError(_explain(plan, error)) from error
+        misfit = checks.explain_mismatch(module.state_dict(), state)
+        raise ClipError(f"{plan.name}: the weights in {plan.source} do not fit: {misfit}.") from error
     return module
 
 
