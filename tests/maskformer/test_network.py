@@ -1,6 +1,7 @@
 """Shapes, options, errors and gradients of the whole network."""
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -258,6 +259,16 @@ def test_dropout_is_seeded_and_off_in_evaluation() -> None:
     assert torch.equal(once(1), once(2))
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Tiny tensors lose more time in waking threads than they gain."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("one_thread")
 def test_a_short_training_finds_the_masks() -> None:
     """Fifty steps on two drawn pictures: the matched masks come to overlap the true ones."""
     network = make(**{**EVERYTHING, "dropout": 0.0, "decoder_layers": 2})
