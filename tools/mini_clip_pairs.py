@@ -18,7 +18,8 @@ INTERPOLATIONS = (cv2.INTER_LINEAR, cv2.INTER_CUBIC, cv2.INTER_AREA)
 
 @dataclass(frozen=True)
 class Pair:
-    """picture: (size, size, 3) uint8; concepts: classes the caption names; colour: that of the only thing, or "";
+    """picture: (size, size, 3) uint8; concepts: classes the caption names; colour: that of the only thing,
+    or "";
     caption: text; told: the colour that the caption mentions, or "".
     """
 
@@ -35,7 +36,9 @@ class PairStream:
     Scenes stay in a pool and give several pairs each, because drawing one costs as much as training on one.
     """
 
-    def __init__(self, seed: int, size: int, templates: Sequence[str], pool: int = 160, refresh: float = 0.08) -> None:
+    def __init__(
+        self, seed: int, size: int, templates: Sequence[str], pool: int = 160, refresh: float = 0.08
+    ) -> None:
         self._rng = np.random.default_rng([seed, 71])
         self._size, self._templates, self._refresh = size, list(templates), refresh
         self._pool = [render(self._rng) for _ in range(pool)]
@@ -127,7 +130,9 @@ class PairStream:
 
 
 def evaluation_crops(seed: int, scenes: int, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Masked crops as stage two makes them, from true class masks: (N, size, size, 3) uint8 and (N,) classes."""
+    """Masked crops as stage two makes them, from true class masks: (N, size, size, 3) uint8 and (N,)
+    classes.
+    """
     pictures, classes = [], []
     for position in range(scenes):
         scene = render(np.random.default_rng([seed, position]))
@@ -146,7 +151,9 @@ def colour_names() -> tuple[str, ...]:
 
 
 def _box(mask: np.ndarray, margin: float) -> tuple[int, int, int, int]:
-    """x0, y0, x1, y1 around the mask, end-exclusive, widened by `margin` of its sides and kept inside the picture."""
+    """x0, y0, x1, y1 around the mask, end-exclusive, widened by `margin` of its sides and kept inside the
+    picture.
+    """
     rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
     if not len(rows):
         return 0, 0, mask.shape[1], mask.shape[0]
@@ -176,5 +183,3 @@ def _worn(rng: np.random.Generator, mask: np.ndarray) -> np.ndarray:
             kept = mask & (along < rng.uniform(0.1, 0.8) * spread)
             mask = kept if kept.sum() > 60 else mask
     return mask
-
-

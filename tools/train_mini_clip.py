@@ -4,9 +4,10 @@
     python tools/train_mini_clip.py train twostage-mini-rn  --steps 8000 --seed 0 --out output/mini-rn
     python tools/train_mini_clip.py train twostage-mini-vit --steps 12000 --seed 0 --out output/mini-vit
 
-`tokenizer` writes the small byte-pair vocabulary: CLIP's own merges, restricted to those that the words of the templates
-and of the embedded world need, so these words split as they do in CLIP. `train` writes OUT/NAME.safetensors (fp16) and
-OUT/progress.jsonl, and prints zero-shot accuracy on masked crops of scenes that training never draws.
+`tokenizer` writes the small byte-pair vocabulary: CLIP's own merges, restricted to those that the words of
+the templates and of the embedded world need, so these words split as they do in CLIP. `train` writes
+OUT/NAME.safetensors (fp16) and OUT/progress.jsonl, and prints zero-shot accuracy on masked crops of scenes
+that training never draws.
 """
 
 from __future__ import annotations
@@ -45,12 +46,15 @@ STD = torch.tensor(open_clip.OPENAI_DATASET_STD).view(1, 3, 1, 1)
 def all_templates() -> list[str]:
     """Every template of the package's sets."""
     folder = Path(twostage.clip.__file__).parent / "templates"
-    return [line for path in sorted(folder.glob("*.txt")) for line in path.read_text("utf-8").splitlines() if line]
+    return [
+        line for path in sorted(folder.glob("*.txt")) for line in path.read_text("utf-8").splitlines() if line
+    ]
 
 
 def write_tokenizer() -> None:
-    """Write the merges that the words need, in CLIP's order, with its header line and no newline at the end."""
-    lines = gzip.open(default_bpe()).read().decode("utf-8").split("\n")
+    """Write the merges that the words need in CLIP's order, with its header and no newline at the end."""
+    with gzip.open(default_bpe()) as file:
+        lines = file.read().decode("utf-8").split("\n")
     ranks = {tuple(line.split()): position for position, line in enumerate(lines[1 : 49152 - 256 - 2 + 1])}
     text = " ".join([*all_templates(), *CLASSES, *colour_names(), "and on other background"]).lower()
     used: set[tuple[str, str]] = set()
@@ -93,9 +97,7 @@ def contrastive_loss(image: Tensor, text: Tensor, scale: Tensor, match: Tensor) 
 
 def matches(pairs: list[Pair]) -> Tensor:
     """(B, B) bool: caption j is true of picture i and leaves out none of its concepts."""
-    rows = [
-        [p.concepts == q.concepts and (not q.told or q.told == p.colour) for q in pairs] for p in pairs
-    ]
+    rows = [[p.concepts == q.concepts and (not q.told or q.told == p.colour) for q in pairs] for p in pairs]
     return torch.tensor(rows)
 
 
@@ -106,9 +108,11 @@ def pixels(pictures: np.ndarray) -> Tensor:
 
 @torch.inference_mode()
 def accuracy(model: nn.Module, tokenizer, crops: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """Top-1 accuracy on masked crops with the prompt "a sculpture of a {}.", all twenty names competing, percent."""
+    """Top-1 accuracy on masked crops, percent: "a sculpture of a {}.", all twenty names competing."""
     model.eval()
-    text = F.normalize(model.encode_text(tokenizer([f"a sculpture of a {name}." for name in CLASSES])), dim=-1)
+    text = F.normalize(
+        model.encode_text(tokenizer([f"a sculpture of a {name}." for name in CLASSES])), dim=-1
+    )
     guesses = []
     for start in range(0, len(crops), 128):
         image = model.encode_image(pixels(crops[start : start + 128]))
@@ -116,7 +120,12 @@ def accuracy(model: nn.Module, tokenizer, crops: np.ndarray, classes: np.ndarray
     hit = torch.cat(guesses).numpy() == classes
     unseen = np.isin(classes, [CLASSES.index(name) for name in UNSEEN])
     per_class = {f"acc/{name}": 100 * hit[classes == i].mean() for i, name in enumerate(CLASSES)}
-    return {"all": 100 * hit.mean(), "seen": 100 * hit[~unseen].mean(), "unseen": 100 * hit[unseen].mean(), **per_class}
+    return {
+        "all": 100 * hit.mean(),
+        "seen": 100 * hit[~unseen].mean(),
+        "unseen": 100 * hit[unseen].mean(),
+        **per_class,
+    }
 
 
 def learning_rate(step: int, steps: int, peak: float) -> float:
@@ -137,7 +146,9 @@ def train(arguments: argparse.Namespace) -> None:
     arguments.out.mkdir(parents=True, exist_ok=True)
     model, tokenizer = build(arguments.name)
     average = copy.deepcopy(model)
-    size = model.visual.image_size[0] if isinstance(model.visual.image_size, tuple) else model.visual.image_size
+    size = (
+        model.visual.image_size[0] if isinstance(model.visual.image_size, tuple) else model.visual.image_size
+    )
     stream = PairStream(arguments.seed, size, all_templates())
     crops, classes = evaluation_crops(VALIDATION_SEED, 120, size)
     decay = [p for p in model.parameters() if p.ndim > 1]
@@ -169,7 +180,7 @@ def _step(
     captions = sorted({pair.caption for pair in pairs})
     row_of = {caption: row for row, caption in enumerate(captions)}
     pictures = pixels(np.stack([pair.picture for pair in pairs]))
-    # The fused attention's backward pass takes half of a step on a CPU at this size; plain products are twice as fast.
+    # The fused attention's backward pass takes half of a step on a CPU; plain products are twice as fast.
     with torch.autocast("cpu", torch.bfloat16, enabled=bf16), sdpa_kernel(SDPBackend.MATH):
         text = model.encode_text(tokenizer(captions))
         image = model.encode_image(pictures)
@@ -206,7 +217,9 @@ def save(model: nn.Module, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     commands = parser.add_subparsers(dest="command", required=True)
     commands.add_parser("tokenizer")
     trainer = commands.add_parser("train")

@@ -1,4 +1,6 @@
-"""The roles a component can play. Lists in, lists out, same order and length; images are RGB uint8 (3, H, W)."""
+"""The roles a component can play. Lists in, lists out, same order and length; images are RGB uint8 (3, H,
+W).
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,8 @@ class ProposalGenerator(Protocol):
     def propose(self, images: Sequence[Tensor], text: TextBank | None = None) -> list[Proposals]:
         """images: RGB uint8 (3, H, W) at test size -> proposals with masks of that very size.
 
-        A generator that can name its masks fills Proposals.logits for the classes of `text`; others ignore it.
+        A generator that can name its masks fills Proposals.logits for the classes of `text`; others ignore
+        it.
         """
         ...
 
@@ -91,7 +94,9 @@ class Task(Protocol):
         ...
 
     def state_dict(self) -> Mapping[str, Any]:
-        """What a checkpoint stores of the model: "model" with its tensors, and plain data such as the vocabulary."""
+        """What a checkpoint stores of the model: "model" with its tensors, and plain data such as the
+        vocabulary.
+        """
         ...
 
     def load_state_dict(self, state: Mapping[str, Any], where: str, resuming: bool) -> None:

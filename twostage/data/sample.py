@@ -1,4 +1,6 @@
-"""What a data set gives: one photo with its label map; and what training eats: a batch of them with masks cut out."""
+"""What a data set gives: one photo with its label map; and what training eats: a batch of them with masks
+cut out.
+"""
 
 from __future__ import annotations
 
@@ -14,9 +16,9 @@ from twostage.vocabulary import Vocabulary
 class Sample:
     """One photo.
 
-    image: (3, H, W) uint8 RGB; labels: (H, W) int32, index into the data set's vocabulary or -1 (ignore), or None
-    where there is no ground truth; image_id: unique in its data set and usable as a file name; source: the file the
-    image came from, for messages, or "".
+    image: (3, H, W) uint8 RGB; labels: (H, W) int32, index into the data set's vocabulary or -1 (ignore), or
+    None where there is no ground truth; image_id: unique in its data set and usable as a file name; source:
+    the file the image came from, for messages, or "".
     """
 
     image: Tensor
@@ -26,7 +28,9 @@ class Sample:
 
 
 class SegmentationDataset(Protocol):
-    """A sequence of samples with a vocabulary. Reading one sample must not depend on the others (workers share it)."""
+    """A sequence of samples with a vocabulary. Reading one sample must not depend on the others (workers
+    share it).
+    """
 
     name: str
     vocabulary: Vocabulary
