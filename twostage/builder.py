@@ -169,7 +169,8 @@ class Trained:
 
 def trained_names(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
     """The names, synonyms included, of the vocabulary that travels in a checkpoint."""
-    return tuple(name for synonyms in checkpoint.get("vocabulary") or () for name in synonyms)
+    vocabulary = checkpoint.get("vocabulary") or {}
+    return tuple(name for synonyms in vocabulary.get("names", ()) for name in synonyms)
 
 
 def shipped(path: str) -> str | Path:
