@@ -157,14 +157,15 @@ def train(arguments: argparse.Namespace) -> None:
         [{"params": decay, "weight_decay": 0.05}, {"params": other, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
     started = time.time()
-    for step in range(arguments.steps):
+    last = min(arguments.steps, arguments.stop_after or arguments.steps)
+    for step in range(last):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, arguments.steps, arguments.lr)
         loss = _step(model, tokenizer, optimizer, stream.batch(arguments.batch), arguments.bf16)
         if not math.isfinite(loss):
             raise SystemExit(f"The loss is {loss} at step {step}: lower --lr.")
         _follow(average, model, min(0.998, step / (step + 20)))
-        if (step + 1) % arguments.every == 0 or step + 1 == arguments.steps:
+        if (step + 1) % arguments.every == 0 or step + 1 == last:
             scores = accuracy(average, tokenizer, crops, classes)
             report = {"step": step + 1, "loss": loss, "seconds": time.time() - started, **scores}
             with open(arguments.out / "progress.jsonl", "a", encoding="utf-8") as file:
@@ -225,6 +226,7 @@ def main() -> None:
     trainer = commands.add_parser("train")
     trainer.add_argument("name", choices=mini.NAMES)
     trainer.add_argument("--steps", type=int, default=8000)
+    trainer.add_argument("--stop-after", type=int, help="end early, before the rate has fallen to zero")
     trainer.add_argument("--batch", type=int, default=128)
     trainer.add_argument("--lr", type=float, default=1e-3)
     trainer.add_argument("--seed", type=int, default=0)
