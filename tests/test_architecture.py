@@ -134,8 +134,8 @@ def problems(module: str, tree: ast.Module) -> list[str]:
             )
         elif own is not None and other not in MAY_IMPORT[own]:
             found.append(
-                f"{where}, but {own} may import {', '.join(MAY_IMPORT[own])} only, and that is {other}: move the "
-                "code down, or hand the object over as an argument."
+                f"{where}, but {own} may import {', '.join(MAY_IMPORT[own])} only, and that is {other}: move "
+                "the code down, or hand the object over as an argument."
             )
         elif own == other and own in ("components", "parts") and not _neighbours(module, one.target, own):
             found.append(f"{where}: {own} stand alone; move what both need into ops/ or a part below.")

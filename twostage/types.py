@@ -122,6 +122,11 @@ class TextBank:
             torch.equal(found, torch.arange(self.num_classes)),
             f"TextBank.class_of: every class of 0..{self.num_classes - 1} needs a row",
         )
+        if self.no_object is not None:
+            _require(
+                self.no_object.shape == (self.dim,),
+                f"TextBank.no_object: expected ({self.dim},), got {tuple(self.no_object.shape)}",
+            )
 
     @property
     def dim(self) -> int:

@@ -1,0 +1,293 @@
+"""One judge for every component of a kind: whatever stands in the folder is found by name and tried here."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from twostage import registry
+from twostage.interfaces import DenseHead, Ensemble, ProposalGenerator, RegionClassifier
+from twostage.registry import ComponentError
+from twostage.types import VOID, DenseScores, Evidence, Proposals, RegionScores, TextBank
+from twostage.vocabulary import Vocabulary
+
+SIZES = ((40, 56), (33, 48))
+
+
+def named(kind: str) -> Any:
+    return pytest.mark.parametrize("name", registry.names(kind))
+
+
+@cache
+def tiny(kind: str, name: str) -> Any:
+    return registry.find(kind, name).tiny()  # type: ignore[attr-defined]
+
+
+def photos(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Tensor]:
+    """Squares of one colour on noise: something to find, different in every photo."""
+    generator = torch.Generator().manual_seed(5)
+    made = []
+    for place, (height, width) in enumerate(sizes):
+        image = torch.randint(0, 90, (3, height, width), generator=generator).to(torch.uint8)
+        image[:, 8:24, 6 + 4 * place : 26] = torch.tensor([200, 60 + 90 * place, 40])[:, None, None]
+        made.append(image.to(torch.uint8))
+    return made
+
+
+def bank(dim: int, classes: int = 3) -> TextBank:
+    rows = torch.randn(classes + 1, dim, generator=torch.Generator().manual_seed(6))
+    return TextBank(torch.nn.functional.normalize(rows, dim=1), torch.tensor([*range(classes), 0]), classes)
+
+
+def width_of(component: Any) -> int:
+    """D of the joint space that a component works in."""
+    for owner in ("clip", "network"):
+        if hasattr(component, owner):
+            part = getattr(component, owner)
+            return int(part.dim if hasattr(part, "dim") else getattr(getattr(part, "config", None), "embedding_dim", 8))
+    return 8
+
+
+def same(first: Any, second: Any) -> None:
+    """Equal containers: the same fields, tensors alike up to rounding."""
+    assert type(first) is type(second)
+    for field in dataclasses.fields(first):
+        one, other = getattr(first, field.name), getattr(second, field.name)
+        if isinstance(one, Tensor):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+        elif dataclasses.is_dataclass(one):
+            same(one, other)
+        else:
+            assert one == other
+
+
+@pytest.mark.parametrize(
+    ("kind", "name"), [(kind, name) for kind in registry.KINDS for name in registry.names(kind)]
+)
+def test_it_owns_documented_frozen_options(kind: str, name: str) -> None:
+    component: Any = registry.find(kind, name)
+    assert dataclasses.is_dataclass(component.Config)
+    assert component.Config.__dataclass_params__.frozen, (
+        f"{name}: @dataclass(frozen=True), so that options stay put"
+    )
+    assert component.__doc__, f"{name}: say in a docstring what it does"
+    told = component.Config.__doc__ or ""
+    untold = [field.name for field in dataclasses.fields(component.Config) if field.name not in told]
+    assert not untold, f"{name}.Config: explain in its docstring: {untold}"
+    assert isinstance(tiny(kind, name).config, component.Config)
+
+
+def propose(generator: Any, images: Sequence[Tensor], text: TextBank | None = None) -> list[Proposals]:
+    """By `propose`, or from labels where a generator says that images alone are not enough."""
+    if getattr(generator, "needs_ground_truth", False):
+        with pytest.raises(ComponentError, match="ground truth"):
+            generator.propose(images)
+        return [
+            generator.propose_from_labels((image[0] > 150).int() - (image[1] > 80).int()) for image in images
+        ]
+    return list(generator.propose(images, text))
+
+
+@named("proposals")
+@pytest.mark.parametrize("with_text", [False, True])
+def test_proposals_have_the_size_of_their_photo(name: str, with_text: bool) -> None:
+    generator = tiny("proposals", name)
+    assert isinstance(generator, ProposalGenerator)
+    images = photos()
+    before = [image.clone() for image in images]
+    text = bank(width_of(generator)) if with_text else None
+    found = propose(generator, images, text)
+    assert len(found) == len(images)
+    for image, own, kept in zip(images, found, before, strict=True):
+        assert torch.equal(image, kept), f"{name} changed the photo"
+        assert own.size_hw == tuple(image.shape[1:])
+        assert own.masks.dtype in (torch.bool, torch.float32)
+        assert own.scores.dtype == torch.float32
+        assert torch.isfinite(own.scores).all()
+        if own.masks.dtype == torch.float32 and len(own):
+            assert 0 <= float(own.masks.min()) <= float(own.masks.max()) <= 1
+        assert own.source, f"{name} should sign its proposals (Proposals.source)"
+        if own.embeddings is not None:
+            torch.testing.assert_close(own.embeddings.norm(dim=1), torch.ones(len(own)), rtol=1e-3, atol=1e-3)
+        if own.logits is not None:
+            assert with_text
+            assert own.logits.logits.shape == (len(own), 3)
+
+
+@named("proposals")
+def test_proposals_do_not_depend_on_the_company(name: str) -> None:
+    generator, images = tiny("proposals", name), photos()
+    together = propose(generator, images)
+    for image, own in zip(images, together, strict=True):
+        same(own, propose(generator, [image])[0])
+    assert propose(generator, []) == []
+
+
+@named("proposals")
+def test_what_names_its_masks_says_so(name: str) -> None:
+    """An evaluation measures stage one alone where it speaks of classes (build.names_masks)."""
+    from twostage.build import names_masks
+
+    generator = tiny("proposals", name)
+    found = propose(generator, photos(), bank(width_of(generator)))
+    assert names_masks(generator) == any(own.logits is not None for own in found)
+
+
+def masks_for(images: Sequence[Tensor]) -> list[Proposals]:
+    """A square, an empty mask, everything, one pixel; the second photo's are soft."""
+    made = []
+    for place, image in enumerate(images):
+        masks = torch.zeros(4, *image.shape[1:])
+        masks[0, 8:24, 6:26] = 0.9
+        masks[2] = 0.8
+        masks[3, 3, 5] = 1.0
+        made.append(Proposals(masks if place else masks > 0.5, torch.ones(4), source="test"))
+    return made
+
+
+@named("classifiers")
+def test_classifiers_keep_every_row(name: str) -> None:
+    classifier = tiny("classifiers", name)
+    assert isinstance(classifier, RegionClassifier)
+    images = photos()
+    masks, text = _with_embeddings(masks_for(images), width_of(classifier)), bank(width_of(classifier))
+    before = [(image.clone(), found.masks.clone()) for image, found in zip(images, masks, strict=True)]
+    scores = classifier.classify(images, masks, text)
+    assert len(scores) == 2
+    for own, image, found, (image_before, masks_before) in zip(scores, images, masks, before, strict=True):
+        assert torch.equal(image, image_before)
+        assert torch.equal(found.masks, masks_before)
+        assert own.logits.shape == (4, 3)
+        assert own.logits.dtype == torch.float32
+        assert own.valid.tolist() == [True, False, True, True]
+        assert torch.isfinite(own.logits[own.valid]).all()
+        assert not torch.isnan(own.logits).any()
+
+
+@named("classifiers")
+def test_classifiers_look_at_each_mask_alone(name: str) -> None:
+    classifier, images = tiny("classifiers", name), photos()
+    masks, text = _with_embeddings(masks_for(images), width_of(classifier)), bank(width_of(classifier))
+    together = classifier.classify(images, masks, text)
+    for image, found, own in zip(images, masks, together, strict=True):
+        same(own, classifier.classify([image], [found], text)[0])
+    order = [3, 0, 2, 1]
+    turned = classifier.classify(images[:1], [masks[0][order]], text)[0]
+    same(turned, together[0][order])
+
+
+@named("classifiers")
+def test_classifiers_with_nothing_to_do(name: str) -> None:
+    classifier, images = tiny("classifiers", name), photos()
+    none = [found[[]] for found in _with_embeddings(masks_for(images), width_of(classifier))]
+    scores = classifier.classify(images, none, bank(width_of(classifier)))
+    assert [own.logits.shape for own in scores] == [(0, 3), (0, 3)]
+    assert classifier.classify([], [], bank(width_of(classifier))) == []
+
+
+def _with_embeddings(found: list[Proposals], dim: int) -> list[Proposals]:
+    rows = torch.nn.functional.normalize(
+        torch.randn(4, dim, generator=torch.Generator().manual_seed(1)), dim=1
+    )
+    return [dataclasses.replace(own, embeddings=rows) for own in found]
+
+
+@named("dense")
+def test_dense_heads_cover_the_photo(name: str) -> None:
+    head = tiny("dense", name)
+    assert isinstance(head, DenseHead)
+    images, text = photos(), bank(width_of(head))
+    before = [image.clone() for image in images]
+    maps = head.predict(images, text)
+    assert len(maps) == 2
+    for image, kept, own in zip(images, before, maps, strict=True):
+        assert torch.equal(image, kept)
+        assert isinstance(own, DenseScores)
+        assert own.logits.shape[0] == 3
+        assert min(own.logits.shape[1:]) >= 1
+        assert own.logits.dtype == torch.float32
+        assert torch.isfinite(own.logits).all()
+        same(own, head.predict([image], text)[0])
+    assert head.predict([], text) == []
+    assert head.predict(images[:1], bank(width_of(head), classes=1))[0].logits.shape[0] == 1
+
+
+def evidence(classes: int, count: int = 4, size_hw: tuple[int, int] = (20, 30)) -> Evidence:
+    """Every part present, masks at half size, one mask empty."""
+    draw = torch.Generator().manual_seed(classes + count)
+    masks = torch.rand(count, 10, 15, generator=draw)
+    masks[1:2] = 0
+    valid = masks.flatten(1).amax(dim=1) > 0
+    first = RegionScores(
+        torch.randn(count, classes, generator=draw), torch.ones(count, dtype=torch.bool), torch.zeros(count)
+    )
+    second = RegionScores(torch.randn(count, classes, generator=draw), valid)
+    dense = DenseScores(torch.randn(classes, 5, 7, generator=draw))
+    return Evidence(size_hw, Proposals(masks, torch.ones(count), source="test"), first, second, dense)
+
+
+def snapshot(item: Any) -> list[Tensor]:
+    """Copies of all tensors below an item, in order."""
+    if isinstance(item, Tensor):
+        return [item.clone()]
+    if dataclasses.is_dataclass(item):
+        return [
+            tensor for field in dataclasses.fields(item) for tensor in snapshot(getattr(item, field.name))
+        ]
+    return []
+
+
+@named("ensembles")
+@pytest.mark.parametrize("classes", [1, 3, 300])
+@pytest.mark.parametrize("count", [0, 4])
+@pytest.mark.parametrize(
+    "parts", [("stage_one", "regions", "dense"), ("regions",), ("stage_one",), ("dense",)]
+)
+def test_ensembles_label_every_pixel(name: str, classes: int, count: int, parts: tuple[str, ...]) -> None:
+    ensemble = tiny("ensembles", name)
+    assert isinstance(ensemble, Ensemble)
+    given = evidence(classes, count)
+    given = dataclasses.replace(
+        given, **{p: None for p in ("stage_one", "regions", "dense") if p not in parts}
+    )
+    before = snapshot(given)
+    seen = tuple(position % 2 == 0 for position in range(classes))
+    vocabulary = Vocabulary(tuple((f"class {position}",) for position in range(classes)), seen)
+    merged = ensemble.merge(given, vocabulary)
+    assert merged.labels.shape == (20, 30)
+    assert merged.labels.dtype == torch.int32
+    assert VOID <= int(merged.labels.min()) <= int(merged.labels.max()) < classes
+    for old, new in zip(before, snapshot(given), strict=True):
+        assert torch.equal(old, new), f"{name} changed the evidence"
+    same(merged, ensemble.merge(given, vocabulary))
+
+
+@named("ensembles")
+def test_ensembles_need_something_to_weigh(name: str) -> None:
+    with pytest.raises(ValueError, match="evidence"):
+        tiny("ensembles", name).merge(Evidence((4, 5)), Vocabulary.from_words("a, b"))
+
+
+@named("ensembles")
+def test_a_sure_mask_gets_its_class(name: str) -> None:
+    """Left half class 2, right half class 0, said by everyone: no sensible merge has another answer."""
+    masks = torch.zeros(2, 8, 8)
+    masks[0, :, :4], masks[1, :, 4:] = 1, 1
+    sure = torch.tensor([[-9.0, -9.0, 9.0], [9.0, -9.0, -9.0]])
+    valid = torch.ones(2, dtype=torch.bool)
+    dense = (masks[:, :, :, None] * sure[:, None, None, :]).sum(0).permute(2, 0, 1)
+    given = Evidence(
+        (8, 8),
+        Proposals(masks, torch.ones(2)),
+        RegionScores(sure, valid),
+        RegionScores(sure, valid),
+        DenseScores(dense),
+    )
+    labels = tiny("ensembles", name).merge(given, Vocabulary.from_words("a, b, c")).labels
+    assert torch.equal(labels, (masks[0] * 2).int())

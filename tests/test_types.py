@@ -1,0 +1,195 @@
+"""The containers: what they refuse, how they index, the one place where probabilities are settled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from twostage.types import (
+    VOID,
+    DenseScores,
+    Evidence,
+    Proposals,
+    RegionScores,
+    Segmentation,
+    ShapeError,
+    TextBank,
+)
+
+f32, yes = torch.zeros, torch.ones
+
+
+def scores(count: int, classes: int = 2, no_object: bool = False) -> RegionScores:
+    numbers = torch.arange(count * classes, dtype=torch.float32).reshape(count, classes)
+    return RegionScores(numbers, yes(count, dtype=torch.bool), f32(count) if no_object else None)
+
+
+def proposals(count: int) -> Proposals:
+    masks = torch.arange(count * 6).reshape(count, 2, 3) % 2 == 0
+    return Proposals(
+        masks, torch.arange(count).float(), torch.arange(count * 4.0).reshape(count, 4), scores(count), "here"
+    )
+
+
+REFUSED: dict[str, tuple[Callable[[], object], str]] = {
+    "masks of one picture": (lambda: Proposals(f32(2, 3), f32(2)), r"Proposals\.masks: expected \(N, H, W\)"),
+    "masks of integers": (
+        lambda: Proposals(f32(1, 2, 3).int(), f32(1)),
+        "expected bool or float, got torch.int32",
+    ),
+    "too few scores": (
+        lambda: Proposals(f32(2, 3, 3), f32(1)),
+        r"Proposals\.scores: expected \(2,\), got \(1,\)",
+    ),
+    "scores in two axes": (lambda: Proposals(f32(2, 3, 3), f32(2, 1)), r"got \(2, 1\)"),
+    "too few embeddings": (
+        lambda: Proposals(f32(2, 3, 3), f32(2), f32(1, 4)),
+        r"embeddings: expected \(2, D\)",
+    ),
+    "flat embeddings": (lambda: Proposals(f32(2, 3, 3), f32(2), f32(2)), r"embeddings: expected \(2, D\)"),
+    "logits of others": (
+        lambda: Proposals(f32(2, 3, 3), f32(2), logits=scores(3)),
+        r"Proposals\.logits: expected 2 rows, got 3",
+    ),
+    "no text": (lambda: TextBank(f32(0, 4), f32(0).long(), 0), "with T > 0"),
+    "flat text": (lambda: TextBank(f32(4), f32(4).long(), 1), r"expected \(T, D\)"),
+    "a row without class": (lambda: TextBank(f32(2, 4), f32(1).long(), 1), r"class_of: expected \(2,\)"),
+    "a class without row": (
+        lambda: TextBank(f32(2, 4), f32(2).long(), 2),
+        r"every class of 0\.\.1 needs a row",
+    ),
+    "a class too many": (lambda: TextBank(f32(2, 4), torch.tensor([0, 2]), 2), r"every class of 0\.\.1"),
+    "no_object of another width": (
+        lambda: TextBank(f32(1, 4), f32(1).long(), 1, no_object=f32(3)),
+        r"TextBank\.no_object: expected \(4,\), got \(3,\)",
+    ),
+    "flat logits": (lambda: RegionScores(f32(3), yes(3, dtype=torch.bool)), r"logits: expected \(N, K\)"),
+    "valid too short": (
+        lambda: RegionScores(f32(3, 2), yes(2, dtype=torch.bool)),
+        r"valid: expected \(3,\) bool",
+    ),
+    "valid as numbers": (lambda: RegionScores(f32(3, 2), yes(3)), "torch.float32"),
+    "no_object too short": (
+        lambda: RegionScores(f32(3, 2), yes(3, dtype=torch.bool), f32(2)),
+        r"no_object: expected \(3,\)",
+    ),
+    "dense of a batch": (lambda: DenseScores(f32(1, 2, 3, 4)), r"DenseScores\.logits: expected \(K, h, w\)"),
+    "labels of a batch": (lambda: Segmentation(f32(1, 2, 3).int()), r"labels: expected \(H, W\)"),
+    "soft labels": (lambda: Segmentation(f32(2, 3)), "expected integers, got torch.float32"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_does_not_fit_is_refused(case: str) -> None:
+    make, message = REFUSED[case]
+    with pytest.raises(ShapeError, match=message):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("index", "rows"),
+    [
+        (torch.tensor([2, 0]), [2, 0]),
+        (torch.tensor([True, False, True]), [0, 2]),
+        (slice(1, None), [1, 2]),
+        ([1], [1]),
+        ([], []),
+    ],
+    ids=str,
+)
+def test_rows_are_picked_everywhere_alike(index: torch.Tensor | slice | list[int], rows: list[int]) -> None:
+    whole = proposals(3)
+    part = whole[index]
+    assert len(part) == len(rows)
+    assert part.source == "here"
+    assert part.size_hw == (2, 3)
+    assert part.embeddings is not None
+    assert part.logits is not None
+    for new, old in enumerate(rows):
+        assert torch.equal(part.masks[new], whole.masks[old])
+        assert part.scores[new] == whole.scores[old]
+        assert torch.equal(part.embeddings[new], torch.arange(4.0) + 4 * old)
+        assert torch.equal(part.logits.logits[new], torch.tensor([2.0 * old, 2.0 * old + 1]))
+
+
+def test_without_extras_rows_and_devices_work_too() -> None:
+    bare = Proposals(f32(3, 2, 2), f32(3))
+    assert len(bare[[0, 1]]) == 2
+    assert bare[[0]].embeddings is None
+    moved = bare.to("meta")
+    assert moved.masks.device.type == moved.scores.device.type == "meta"
+
+
+def test_everything_moves_together() -> None:
+    moved = proposals(2).to("meta")
+    assert moved.embeddings is not None
+    assert moved.logits is not None
+    assert {t.device.type for t in (moved.masks, moved.scores, moved.embeddings, moved.logits.logits)} == {
+        "meta"
+    }
+    known = scores(2, no_object=True).to("meta")
+    assert known.no_object is not None
+    assert known.valid.device.type == known.no_object.device.type == "meta"
+
+
+def test_scores_keep_no_object_when_indexed() -> None:
+    part = scores(3, no_object=True)[[2]]
+    assert part.no_object is not None
+    assert part.no_object.shape == (1,)
+    assert len(scores(0)) == 0
+
+
+def test_probabilities_by_hand() -> None:
+    plain = RegionScores(torch.tensor([[0.0, math.log(3)]]), torch.tensor([True]))
+    torch.testing.assert_close(plain.probs(), torch.tensor([[0.25, 0.75]]))
+    with_none = RegionScores(plain.logits, plain.valid, torch.tensor([math.log(4)]))
+    torch.testing.assert_close(with_none.probs(), torch.tensor([[0.125, 0.375]]))  # "none" has the other half
+    assert scores(0, 5, no_object=True).probs().shape == (0, 5)
+    half = RegionScores(plain.logits.half(), plain.valid)
+    assert half.probs().dtype == torch.float32
+
+
+def test_text_logits_are_scaled_cosines() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [0.6, 0.8]])
+    bank = TextBank(rows, torch.tensor([0, 1, 2]), 3, logit_scale=10.0)
+    assert bank.dim == 2
+    torch.testing.assert_close(bank.logits(torch.tensor([[0.0, 1.0]])), torch.tensor([[0.0, 10.0, 8.0]]))
+
+
+def test_shuffled_rows_come_back_in_class_order() -> None:
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(4, 5, generator=generator)
+    order = torch.tensor([2, 0, 3, 1])
+    seen_as = TextBank(rows[torch.argsort(order)], torch.arange(4), 4)
+    shuffled = TextBank(rows, order, 4)
+    features = torch.randn(2, 3, 5, generator=generator)
+    torch.testing.assert_close(shuffled.logits(features), seen_as.logits(features))
+
+
+def test_a_class_takes_its_best_synonym() -> None:
+    rows = torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    bank = TextBank(rows, torch.tensor([1, 0, 1]), 2, logit_scale=2.0)
+    features = torch.tensor([[[1.0, 0.0]], [[-1.0, 0.5]]])
+    expected = torch.tensor([[[0.0, 2.0]], [[1.0, 2.0]]])
+    torch.testing.assert_close(bank.logits(features), expected)
+    assert bank.logits(f32(0, 2)).shape == (0, 2)
+    assert bank.logits(features.half()).dtype == torch.float16
+
+
+def test_a_bank_moves_whole() -> None:
+    whole = TextBank(yes(1, 2), f32(1).long(), 1, 7.0, no_object=yes(2))
+    bank = whole.to("cpu")
+    assert bank.no_object is not None
+    assert torch.equal(bank.no_object, yes(2))
+    assert (bank.num_classes, bank.logit_scale) == (1, 7.0)
+    assert TextBank(yes(1, 2), f32(1).long(), 1).to("cpu").no_object is None
+
+
+def test_absent_evidence_is_none_and_void_is_minus_one() -> None:
+    evidence = Evidence((2, 3))
+    assert evidence.proposals is evidence.stage_one is evidence.regions is evidence.dense is None
+    assert VOID == -1
+    assert Segmentation(torch.full((1, 1), VOID, dtype=torch.int32)).info == {}
