@@ -38,6 +38,8 @@ pytestmark = [pytest.mark.golden, pytest.mark.slow]
 
 TOLERANCE: dict[str, float] = json.loads((GOLDEN / "tolerances.json").read_text())
 TEMPLATES: dict[str, Any] = {"single": ("a sculpture of a {}.",), "vild": "vild"}
+LABEL_GAP = 3e-3
+"""A label may differ only where the two best classes of the map are this close."""
 R50 = ["w08", "clip_only", "stage_one_only", "all_empty_w08", "all_empty_clip_only", "matting"]
 R101C = ["w07_thr03", "w0"]
 
@@ -183,10 +185,14 @@ def check_map(case: Case, name: str, made: Segmentation) -> None:
     )
     labels = torch.from_numpy(np.array(Image.open(GOLDEN / f"{case.name}.{name}.png"))).long()
     same = made.labels == labels
-    print(f"{case.name} {name}: map {difference / max(absmax, 1e-9):.1e}, {int((~same).sum())} pixels differ")
-    assert same.float().mean() >= TOLERANCE["label_equal_share"]
     top = made.scores.topk(2, dim=0).values
-    assert (same | ((top[0] - top[1]) <= TOLERANCE["sem_seg_values_times_absmax"] * top[0])).all()
+    gap = torch.where(same, 0.0, top[0] - top[1]).max().item()
+    print(
+        f"{case.name} {name}: map {difference:.1e} of {absmax:.2g}, "
+        f"{int((~same).sum())} pixels differ, two best there within {gap:.1e}"
+    )
+    assert same.float().mean() >= TOLERANCE["label_equal_share"]
+    assert gap <= LABEL_GAP
 
 
 def check_variant(case: Case, name: str) -> None:
