@@ -50,7 +50,8 @@ def width_of(component: Any) -> int:
     for owner in ("clip", "network"):
         if hasattr(component, owner):
             part = getattr(component, owner)
-            return int(part.dim if hasattr(part, "dim") else getattr(getattr(part, "config", None), "embedding_dim", 8))
+            told = getattr(part, "dim", None) or getattr(getattr(part, "config", None), "embedding_dim", 8)
+            return int(told)
     return 8
 
 
