@@ -23,7 +23,10 @@ _registered: dict[str, Factory] = {}
 
 
 def names() -> list[str]:
-    """Every known name, sorted; "folder:PATH" and "folder:PATH@SPLIT" are understood besides."""
+    """Every known name, sorted; "folder:PATH" and "folder:PATH@SPLIT" are understood besides.
+
+    The drawn sets take a seed, as in "shapes_test@1": other scenes of the same kind.
+    """
     return sorted({*_BUILT_IN, *_registered})
 
 
@@ -55,10 +58,12 @@ def get(name: str, root: str | Path | None = None) -> SegmentationDataset:
         return _folder(name.removeprefix(_FOLDER_PREFIX), base)
     if name in _registered:
         return _registered[name](base)
-    if name in _BUILT_IN:
-        target, arguments = _BUILT_IN[name]
+    stem, _, seed = name.partition("@")
+    if stem in _BUILT_IN and (seed.isdecimal() or name == stem):
+        target, arguments = _BUILT_IN[stem]
         module, _, function = target.partition(":")
-        built: SegmentationDataset = getattr(importlib.import_module(module), function)(**arguments)
+        build = getattr(importlib.import_module(module), function)
+        built: SegmentationDataset = build(**arguments, seed=int(seed or 0))
         return built
     raise DatasetError(
         f'Unknown data set {name!r}.{nearest(name, names())} A folder of your own is "folder:PATH" or '
