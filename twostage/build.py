@@ -230,7 +230,10 @@ def _losses(config: Config) -> LossConfig:
     for name in config.model.losses:
         if name not in known:
             raise ConfigError(f"MODEL.LOSSES: unknown option {name.upper()}.{nearest(name, known)}")
-    return LossConfig(**config.model.losses)
+    try:
+        return LossConfig(**config.model.losses)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"MODEL.LOSSES: {error}") from error
 
 
 def _transforms(config: Config) -> TrainTransformConfig:

@@ -98,7 +98,10 @@ class Builder:
                 raise ConfigError(f"MODEL.MASK_FORMER: unknown option {name.upper()}.{nearest(name, known)}")
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         torch.manual_seed(self.config.seed)
-        return MaskFormer(MaskFormerConfig(**options)).to(self.device)
+        try:
+            return MaskFormer(MaskFormerConfig(**options)).to(self.device)
+        except (TypeError, ValueError) as error:
+            raise ConfigError(f"MODEL.MASK_FORMER: {error}") from error
 
     @cached_property
     def trained(self) -> Trained:
