@@ -59,7 +59,8 @@ def run(options: argparse.Namespace) -> int:
             if len(photos) <= 5:
                 print(f"{photo} -> {files.overlay}")
         except (TwostageError, OSError) as error:
-            failed.append(f"{photo}: {error}")
+            told = str(error)
+            failed.append(told if str(photo) in told else f"{photo}: {told}")
     print(f"{len(photos) - len(failed)} of {len(photos)} photos written to {options.out}")
     for line in failed:
         print(f"Failed: {line}", file=sys.stderr)
