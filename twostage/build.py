@@ -1,4 +1,4 @@
-"""Whole runs from a configuration: train(), evaluate(), and the systems that an evaluation compares."""
+"""Whole runs from a configuration: train() and evaluate()."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from twostage import visualize
-from twostage.builder import Builder, Trained
+from twostage.builder import Builder, Trained, shipped
 from twostage.config import Config, ConfigError
 from twostage.data import catalog
+from twostage.data.concat import ConcatDataset
 from twostage.data.loader import TrainLoader, training_vocabulary
 from twostage.data.sample import Sample, SegmentationDataset
 from twostage.data.transforms import TrainTransformConfig
@@ -19,37 +20,28 @@ from twostage.engine import distributed
 from twostage.engine.checkpoint import Checkpointer, CheckpointError
 from twostage.engine.trainer import Trainer
 from twostage.evaluation import provenance, report, runner
-from twostage.evaluation.runner import ORACLE_CLASSES, ORACLE_MASKS, Outcome
-from twostage.interfaces import Ensemble, ProposalGenerator
+from twostage.evaluation.runner import Outcome
+from twostage.interfaces import ProposalGenerator
 from twostage.maskformer.criterion import Criterion, LossConfig
-from twostage.proposals.maskformer import MaskFormerProposals
-from twostage.segmenter import Segmenter, Words
+from twostage.segmenter import Words
+from twostage.systems import ENSEMBLE, systems
 from twostage.tasks.proposals import ProposalTask
 from twostage.types import Segmentation
 from twostage.vocabulary import nearest
 
 logger = logging.getLogger(__name__)
 
-ENSEMBLE = "ensemble"
-SYSTEMS: dict[str, tuple[str, ...]] = {
-    "stage one": ("stage_one",),
-    "CLIP crops": ("regions",),
-    "dense": ("dense",),
-    "stage one + crops": ("stage_one", "regions"),
-    "crops + dense": ("regions", "dense"),
-}
-"""Parts of the evidence that the geometric ensemble is also measured on, one at a time and in pairs."""
-
 
 def train(config: Config, resume: bool = False) -> Path:
     """Train stage one on the seen classes of DATASETS.TRAIN, measure on DATASETS.TEST; gives the weights."""
-    if len(config.datasets.train) != 1:
-        raise ConfigError(
-            f"DATASETS.TRAIN: expected one data set, got {len(config.datasets.train)}: a batch has one "
-            "vocabulary."
-        )
+    if not config.datasets.train:
+        raise ConfigError("DATASETS.TRAIN is empty: name the data to train on.")
+    if config.model.weights:
+        found = str(shipped(config.model.weights))
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=found))
     builder = Builder(config)
-    dataset = catalog.get(config.datasets.train[0], config.datasets.root)
+    parts = [catalog.get(name, config.datasets.root) for name in config.datasets.train]
+    dataset = parts[0] if len(parts) == 1 else ConcatDataset(parts)
     tests = [catalog.get(name, config.datasets.root) for name in config.datasets.test]
     vocabulary = training_vocabulary(dataset)
     network = builder.network()
@@ -103,52 +95,6 @@ def build_proposals(config: Config) -> ProposalGenerator:
     if found is None:
         raise ConfigError("PROPOSALS.NAME is empty: name the component that finds masks.")
     return found  # type: ignore[no-any-return]
-
-
-def systems(segmenter: Segmenter, wanted: list[str]) -> dict[str, Ensemble]:
-    """What an evaluation compares: single parts, pairs, the configured ensemble, the oracles.
-
-    wanted: some of these names (TEST.SYSTEMS); empty takes all that the segmenter's parts allow.
-    """
-    present = [
-        part
-        for part, there in (
-            ("stage_one", names_masks(segmenter.proposals)),
-            ("regions", segmenter.proposals and segmenter.classifier),
-            ("dense", segmenter.dense),
-        )
-        if there
-    ]
-    found: dict[str, Ensemble] = {}
-    configured: Any = segmenter.ensemble
-    if any(field.name == "use" for field in dataclasses.fields(configured.config)):
-        for name, parts in SYSTEMS.items():
-            if set(parts) <= set(present) and set(parts) != set(present):
-                found[name] = _using(configured, parts)
-        if "regions" in present:
-            found[ORACLE_MASKS] = _using(configured, ("regions",))
-    found[ENSEMBLE] = configured
-    if segmenter.proposals is not None:
-        found[ORACLE_CLASSES] = configured
-    if not wanted:
-        return found
-    for name in wanted:
-        if name not in found:
-            raise ConfigError(f"TEST.SYSTEMS: unknown or impossible system {name!r}.{nearest(name, found)}")
-    return {name: found[name] for name in wanted}
-
-
-def names_masks(proposals: Any) -> bool:
-    """Whether stage one speaks of classes: MaskFormer does, and what says so by `names_masks = True`."""
-    return bool(getattr(proposals, "names_masks", isinstance(proposals, MaskFormerProposals)))
-
-
-def _using(ensemble: Any, parts: tuple[str, ...]) -> Ensemble:
-    """The same ensemble over some parts only; what needs a dense map is off where there is none."""
-    changes: dict[str, Any] = {"use": parts}
-    if "dense" not in parts and getattr(ensemble.config, "uncovered", "") == "dense":
-        changes["uncovered"] = "argmax"
-    return type(ensemble)(dataclasses.replace(ensemble.config, **changes))  # type: ignore[no-any-return]
 
 
 def _evaluate(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Outcome]:

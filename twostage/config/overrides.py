@@ -39,6 +39,8 @@ def parse_overrides(words: Sequence[str]) -> dict[str, Any]:
 def parse_value(text: str, key: str) -> Any:
     """A value as YAML reads it; Python's round brackets make lists too; what is not YAML is a plain word."""
     stripped = text.strip()
+    if not stripped:
+        return ""  # "PROPOSALS.NAME=" empties a word; null is written out
     if stripped.startswith("(") and stripped.endswith(")"):
         text = f"[{stripped[1:-1]}]"
     if stripped.startswith("!"):

@@ -47,7 +47,8 @@ def run_output(config: Config) -> Iterator[Path]:
         except OSError as error:
             raise TwostageError(f"OUTPUT_DIR: cannot write to {folder}: {error.strerror}.") from error
     logger = logging.getLogger("twostage")
-    before = logger.level
+    before = logger.level, logger.propagate
+    logger.propagate = False  # open_clip gives the root logger a handler of its own, which would say it twice
     logger.setLevel(logging.INFO if distributed.is_main() else logging.WARNING)
     for handler in handlers:
         handler.setFormatter(logging.Formatter("[%(asctime)s %(levelname)s] %(message)s", "%m-%d %H:%M:%S"))
@@ -58,7 +59,8 @@ def run_output(config: Config) -> Iterator[Path]:
     try:
         yield folder
     finally:
-        logger.setLevel(before)
+        logger.setLevel(before[0])
+        logger.propagate = before[1]
         for handler in handlers:
             logger.removeHandler(handler)
             if isinstance(handler, logging.FileHandler):

@@ -31,6 +31,7 @@ class MaskFormerProposals:
     """
 
     Config = MaskFormerProposalsConfig
+    names_masks = True
 
     def __init__(self, config: MaskFormerProposalsConfig, network: MaskFormer) -> None:
         self.config = config
