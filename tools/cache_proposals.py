@@ -46,7 +46,6 @@ def main(arguments: list[str] | None = None) -> int:
 def _run(given: argparse.Namespace) -> int:
     # Imported here so that --help answers at once.
     from twostage.build import build_proposals
-
     from twostage.config import load_config
     from twostage.data import catalog
     from twostage.data.transforms import resize_for_test
