@@ -31,7 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "engine": ("engine",),
     "components": ("proposals", "classifiers", "dense", "ensembles"),
-    "flow": ("segmenter", "tasks", "evaluation.runner"),
+    "flow": ("segmenter", "systems", "tasks", "evaluation.runner"),
     "composition": ("builder", "build", "predict", "zoo", "integrations"),
     "programs": ("cli",),
 }

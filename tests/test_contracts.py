@@ -132,8 +132,8 @@ def test_proposals_do_not_depend_on_the_company(name: str) -> None:
 
 @named("proposals")
 def test_what_names_its_masks_says_so(name: str) -> None:
-    """An evaluation measures stage one alone where it speaks of classes (build.names_masks)."""
-    from twostage.build import names_masks
+    """An evaluation measures stage one alone where it speaks of classes (systems.names_masks)."""
+    from twostage.systems import names_masks
 
     generator = tiny("proposals", name)
     found = propose(generator, photos(), bank(width_of(generator)))
