@@ -116,6 +116,9 @@ def test_photos_and_given_masks_go_to_the_parts_device() -> None:
     given = Proposals(torch.ones(3, 20, 30), torch.ones(3))
     [evidence] = segmenter.gather(PHOTOS[:1], WORDS, [given])
     assert recorder.devices == {"meta"}
+    [found] = segmenter.gather(PHOTOS[:1], WORDS)
+    assert found.proposals is not None
+    assert found.proposals.scores.device.type == "meta", "proposals read from files come along"
     assert evidence.proposals is not None
     assert evidence.proposals.masks.device.type == "meta"
 

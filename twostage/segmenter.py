@@ -71,10 +71,10 @@ class Segmenter:
         """
         seen_at = [self._at_size(image) for image in images]
         proposals: Sequence[Proposals] | None = given
-        if given is not None and self.device is not None:
-            proposals = [masks.to(self.device) for masks in given]
         if proposals is None and self.proposals is not None:
             proposals = self.proposals.propose(seen_at, words.stage_one or words.text)
+        if proposals is not None and self.device is not None:
+            proposals = [found.to(self.device) for found in proposals]  # some come from files
         regions = dense = None
         if proposals is not None and self.classifier is not None:
             regions = self.classifier.classify(seen_at, proposals, words.text)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -72,6 +74,12 @@ def test_a_config_is_written_once_a_run() -> None:
     assert first.stem == "twostage-mini-rn"
     with pytest.raises(KeyError, match="nobody"):
         mini.model_config("nobody")
+
+
+def test_the_config_is_gone_when_the_process_ends() -> None:
+    code = "from twostage.clip import mini; path = mini.model_config(mini.NAMES[0]); assert path.is_file(); print(path)"
+    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert not Path(told.strip()).parent.exists()
 
 
 @per_model
