@@ -8,9 +8,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from twostage import visualize
 from twostage.builder import Builder, Trained, shipped
-from twostage.config import Config, ConfigError
+from twostage.clip.precision import has_amx
+from twostage.config import Config, ConfigError, SolverConfig
 from twostage.data import catalog
 from twostage.data.concat import ConcatDataset
 from twostage.data.loader import TrainLoader, training_vocabulary
@@ -18,6 +21,7 @@ from twostage.data.sample import Sample, SegmentationDataset
 from twostage.data.transforms import TrainTransformConfig
 from twostage.engine import distributed
 from twostage.engine.checkpoint import Checkpointer, CheckpointError
+from twostage.engine.distributed import pick_device
 from twostage.engine.trainer import Trainer
 from twostage.evaluation import provenance, report, runner
 from twostage.evaluation.runner import Outcome
@@ -39,6 +43,7 @@ def train(config: Config, resume: bool = False) -> Path:
     if config.model.weights:
         found = str(shipped(config.model.weights))
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=found))
+    config = dataclasses.replace(config, solver=_settled(config))
     builder = Builder(config)
     parts = [catalog.get(name, config.datasets.root) for name in config.datasets.train]
     dataset = parts[0] if len(parts) == 1 else ConcatDataset(parts)
@@ -169,6 +174,17 @@ def _scalars(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
                 if value is not None:
                     values[f"{dataset}/{system}/{name}"] = float(value)
     return values
+
+
+def _settled(config: Config) -> SolverConfig:
+    """SOLVER with AMP auto replaced by what pays on this machine."""
+    if config.solver.amp != "auto":
+        return config.solver
+    device = pick_device(config.model.device)
+    fits = torch.cuda.is_bf16_supported() if device.type == "cuda" else has_amx()
+    reason = "bf16, the hardware has matrix units for it" if fits else "off, bf16 would be slower"
+    logger.info("SOLVER.AMP auto: %s", reason)
+    return dataclasses.replace(config.solver, amp="bf16" if fits else "off")
 
 
 def _losses(config: Config) -> LossConfig:

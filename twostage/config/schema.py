@@ -106,7 +106,11 @@ class SolverConfig:
         0.01, "Largest L2 norm of all gradients together; 0 does not clip", least=0
     )
     accumulation: int = option(1, "Parts in which a process works through its share of a batch", least=1)
-    amp: str = option("off", "Half precision in training; fp16 needs CUDA", choices=("off", "bf16", "fp16"))
+    amp: str = option(
+        "off",
+        "Half precision in training; fp16 needs CUDA, auto takes bf16 where the hardware is made for it",
+        choices=("off", "auto", "bf16", "fp16"),
+    )
     checkpoint_period: int = option(5000, "Updates between checkpoints; 0 keeps only the final one", least=0)
     checkpoints_to_keep: int = option(3, "Newest checkpoints kept beside the final one; 0 keeps all", least=0)
     log_period: int = option(20, "Updates between progress lines", least=1)
