@@ -12,11 +12,13 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from twostage.errors import TwostageError
+
 VOID = -1
 """The label of a pixel that no word claims, in memory. 255 and 65535 exist only inside the file readers."""
 
 
-class ShapeError(ValueError):
+class ShapeError(TwostageError):
     """A container was given tensors that do not fit together."""
 
 

@@ -15,6 +15,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from twostage.errors import TwostageError
 from twostage.interfaces import ImageTextModel
 from twostage.ops.crops import Aspect, Canvas, Fill, cut_region, make_canvas, resize_region
 from twostage.ops.masks import binarise, expand_boxes, mask_boxes
@@ -39,7 +40,7 @@ class CropClassifier:
     """Names masks by masked crops.
 
     Raises:
-        ValueError: an option has no such value, or masks and image differ in size.
+        TwostageError: an option has no such value, or masks and image differ in size.
     """
 
     @dataclass(frozen=True)
@@ -65,16 +66,16 @@ class CropClassifier:
             for option, allowed in CHOICES.items():
                 value = getattr(self, option)
                 if value not in allowed:
-                    raise ValueError(
+                    raise TwostageError(
                         f"CropClassifier: unknown {option} {value!r}.{nearest(str(value), allowed)}"
                     )
             if self.mask_expand_ratio <= 0:
-                raise ValueError(
+                raise TwostageError(
                     f"CropClassifier: mask_expand_ratio must be above 0, got {self.mask_expand_ratio}."
                 )
             for option in ("image_size", "chunk"):
                 if getattr(self, option) < 0:
-                    raise ValueError(
+                    raise TwostageError(
                         f"CropClassifier: {option} must not be negative, got {getattr(self, option)}."
                     )
 
@@ -165,17 +166,17 @@ class CropClassifier:
 
 def _check(images: Sequence[Tensor], proposals: Sequence[Proposals]) -> None:
     if len(images) != len(proposals):
-        raise ValueError(
+        raise TwostageError(
             f"CropClassifier: expected one Proposals an image, got {len(proposals)} for {len(images)}."
         )
     for position, (image, found) in enumerate(zip(images, proposals, strict=True)):
         if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise ValueError(
+            raise TwostageError(
                 f"CropClassifier: image {position} should be RGB uint8 (3, H, W), got {tuple(image.shape)} "
                 f"{image.dtype}; give it before any normalisation."
             )
         if len(found) and found.size_hw != tuple(image.shape[1:]):
-            raise ValueError(
+            raise TwostageError(
                 f"CropClassifier: the masks of image {position} are {found.size_hw}, the image is "
                 f"{tuple(image.shape[1:])}; resize the masks to the image first."
             )

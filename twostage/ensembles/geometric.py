@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from twostage.ensembles._paint import DenseMap, Painter, PixelRules, ScoredMasks
+from twostage.errors import TwostageError
 from twostage.ops.fusion import class_weights, geometric_mean, pool_logits
 from twostage.types import Evidence, RegionScores, Segmentation
 from twostage.vocabulary import Vocabulary, nearest
@@ -26,7 +27,7 @@ class GeometricEnsemble:
     """Merges stage one, CLIP on regions and dense CLIP into labels.
 
     Raises:
-        ValueError: an option has no such value, or a part that was asked for is absent.
+        TwostageError: an option has no such value, or a part that was asked for is absent.
     """
 
     @dataclass(frozen=True)
@@ -58,23 +59,23 @@ class GeometricEnsemble:
         def __post_init__(self) -> None:
             for part in self.use:
                 if part not in (*PARTS, "all"):
-                    raise ValueError(
+                    raise TwostageError(
                         f"GeometricEnsemble: unknown part {part!r} in use.{nearest(part, PARTS)}"
                     )
             for option, allowed in CHOICES.items():
                 value = getattr(self, option)
                 if value not in allowed:
-                    raise ValueError(
+                    raise TwostageError(
                         f"GeometricEnsemble: unknown {option} {value!r}.{nearest(str(value), allowed)}"
                     )
             for option in ("seen_weight", "dense_weight", "dense_seen_weight", "dense_pixel_weight"):
                 value = getattr(self, option)
                 if value is not None and not 0 <= value <= 1:
-                    raise ValueError(f"GeometricEnsemble: {option} must lie in [0, 1], got {value}.")
+                    raise TwostageError(f"GeometricEnsemble: {option} must lie in [0, 1], got {value}.")
             if self.weight > 1:
-                raise ValueError(f"GeometricEnsemble: weight must be at most 1, got {self.weight}.")
+                raise TwostageError(f"GeometricEnsemble: weight must be at most 1, got {self.weight}.")
             if self.dense_temperature <= 0:
-                raise ValueError(
+                raise TwostageError(
                     f"GeometricEnsemble: dense_temperature must be above 0, got {self.dense_temperature}."
                 )
 
@@ -94,7 +95,7 @@ class GeometricEnsemble:
         if "dense" in parts and evidence.dense is not None:
             dense = DenseMap(evidence.dense.logits / config.dense_temperature)
         if config.uncovered == "dense" and dense is None:
-            raise ValueError(
+            raise TwostageError(
                 'GeometricEnsemble: uncovered = "dense" needs a dense map, but there is none; '
                 'configure a dense head, or choose "argmax" or "void".'
             )
@@ -111,7 +112,7 @@ class GeometricEnsemble:
         wanted = PARTS if "all" in self.config.use else self.config.use
         missing = [part for part in wanted if part not in present]
         if (missing and "all" not in self.config.use) or not present:
-            raise ValueError(
+            raise TwostageError(
                 f"GeometricEnsemble: use = {list(self.config.use)}, the evidence has {list(present)}; "
                 "configure the missing part or take it out of use."
             )
@@ -190,16 +191,16 @@ def _check(evidence: Evidence, parts: tuple[str, ...], num_classes: int) -> None
         if part not in parts or scores is None:
             continue
         if count is None:
-            raise ValueError(
+            raise TwostageError(
                 f"GeometricEnsemble: {part} scores came without proposals; put the masks into Evidence."
             )
         if scores.logits.shape != (count, num_classes):
-            raise ValueError(
+            raise TwostageError(
                 f"GeometricEnsemble: {part} should be ({count}, {num_classes}), masks by classes, "
                 f"got {tuple(scores.logits.shape)}."
             )
     if "dense" in parts and evidence.dense is not None and len(evidence.dense.logits) != num_classes:
-        raise ValueError(
+        raise TwostageError(
             f"GeometricEnsemble: the dense map should have {num_classes} classes as the vocabulary, "
             f"got {len(evidence.dense.logits)}."
         )

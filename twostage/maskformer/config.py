@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from twostage.errors import TwostageError
 from twostage.vocabulary import nearest
 
 MEMORIES = ("res5", "multi")
 CLASS_HEADS = ("text", "linear")
 
 
-class MaskFormerError(ValueError):
+class MaskFormerError(TwostageError):
     """The network cannot be built from these options, or was given something that it cannot read."""
 
 

@@ -10,10 +10,11 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+from twostage.errors import TwostageError
 from twostage.maskformer.mask_losses import dice_cost, pixel_cost
 
 
-class MatchError(ValueError):
+class MatchError(TwostageError):
     """The costs of matching are not numbers: the network has diverged."""
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from twostage.errors import TwostageError
+
 Box = tuple[int, int, int, int]
 """top, left, bottom, right in pixels, end-exclusive."""
 
@@ -21,13 +23,13 @@ def window_boxes(
     An image smaller than the window gets one window of its own size.
 
     Raises:
-        ValueError: a size or stride below one, or a stride larger than the window, which would leave gaps.
+        TwostageError: a size or stride below one, or a stride larger than the window, which would leave gaps.
     """
     for name, values in (("size", size_hw), ("window", window_hw), ("stride", stride_hw)):
         if min(values) < 1:
-            raise ValueError(f"window_boxes: {name} must be at least 1 pixel, got {values}.")
+            raise TwostageError(f"window_boxes: {name} must be at least 1 pixel, got {values}.")
     if stride_hw[0] > window_hw[0] or stride_hw[1] > window_hw[1]:
-        raise ValueError(f"window_boxes: stride {stride_hw} leaves gaps between windows of {window_hw}.")
+        raise TwostageError(f"window_boxes: stride {stride_hw} leaves gaps between windows of {window_hw}.")
     rows = _spans(size_hw[0], window_hw[0], stride_hw[0])
     columns = _spans(size_hw[1], window_hw[1], stride_hw[1])
     return [(top, left, bottom, right) for top, bottom in rows for left, right in columns]
@@ -57,8 +59,8 @@ class Stitcher:
         """(C, H, W) float32.
 
         Raises:
-            ValueError: some pixel was in no window.
+            TwostageError: some pixel was in no window.
         """
         if not bool(self._hits.all()):
-            raise ValueError("Stitcher: some pixels were in no window.")
+            raise TwostageError("Stitcher: some pixels were in no window.")
         return self._sum / self._hits

@@ -8,6 +8,7 @@ import torch
 from twostage.data.sample import Sample
 from twostage.data.shapes.classes import vocabulary
 from twostage.data.shapes.scene import Scene, render
+from twostage.errors import TwostageError
 
 SPLITS: dict[str, tuple[int, int]] = {"train": (1, 100_000), "val": (2, 200), "test": (3, 500)}
 """Split -> its number in the seed, and its length. Any scene of any split is drawn in a few milliseconds."""
@@ -22,7 +23,7 @@ class ShapesDataset:
 
     def __init__(self, split: str, seed: int = 0, length: int | None = None) -> None:
         if split not in SPLITS:
-            raise ValueError(f"shapes: unknown split {split!r}; there are {', '.join(SPLITS)}.")
+            raise TwostageError(f"shapes: unknown split {split!r}; there are {', '.join(SPLITS)}.")
         self.vocabulary = vocabulary()
         self.name = f"shapes_{split}" if seed == 0 else f"shapes_{split}@{seed}"
         self._number, default = SPLITS[split]
