@@ -12,6 +12,7 @@ from torch.nn import functional
 
 from twostage.maskformer.config import MaskFormerConfig
 from twostage.maskformer.network import MaskFormer
+from twostage.ops.masks import upsample_mask_logits
 from twostage.types import Proposals, RegionScores, TextBank
 
 
@@ -65,7 +66,9 @@ class MaskFormerProposals:
 
     def _one(self, image: Tensor, text: TextBank | None) -> Proposals:
         output = self.network(image[None], last_only=True)
-        masks = masks_at_size(output.mask_logits[-1, 0], output.padded_hw, (image.shape[1], image.shape[2]))
+        masks = upsample_mask_logits(
+            output.mask_logits[-1, 0], output.padded_hw, (image.shape[1], image.shape[2])
+        )
         embeddings = output.embeddings[-1, 0]
         logits = None
         if text is not None or self.network.config.class_head == "linear":
@@ -78,14 +81,6 @@ class MaskFormerProposals:
         unit = functional.normalize(embeddings.float(), dim=-1)
         found = Proposals(masks, scores, unit, logits, source="maskformer")
         return found if self.config.min_score <= 0 else found[scores >= self.config.min_score]
-
-
-def masks_at_size(logits: Tensor, padded_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
-    """(Q, h, w) mask logits of the padded image -> (Q, H, W) probabilities of the image, padding cut off."""
-    full = functional.interpolate(logits[None].float(), size=padded_hw, mode="bilinear", align_corners=False)[
-        0
-    ]
-    return full[:, : size_hw[0], : size_hw[1]].sigmoid()
 
 
 def mean_inside(masks: Tensor) -> Tensor:
