@@ -43,20 +43,17 @@ def test_three_files_say_the_same(tmp_path: Path) -> None:
     assert summary["labels_file"] == "a photo_labels.png"
     assert summary["info"] == {"proposals": 7, "seconds": 0.5, "place": "x", "steps": [1, [2]]}
     assert summary["classes"] == [
-        {"name": "sofa", "synonyms": ["couch"], "id": 1, "pixels": 12, "share": 0.5, "mean_score": None},
-        {"name": "Übergröße", "synonyms": [], "id": 2, "pixels": 3, "share": 0.125, "mean_score": None},
+        {"name": "sofa", "synonyms": ["couch"], "id": 1, "pixels": 12, "share": 0.5, "score": None},
+        {"name": "Übergröße", "synonyms": [], "id": 2, "pixels": 3, "share": 0.125, "score": None},
     ]
 
 
-def test_mean_scores_are_over_the_pixels_of_the_class(tmp_path: Path) -> None:
-    scores = torch.arange(3 * 4 * 6, dtype=torch.float32).reshape(3, 4, 6)
-    files = write_segmentation(tmp_path, "x", IMAGE, Segmentation(labels(), scores), WORDS)
-    classes = json.loads(files.summary.read_text())["classes"]
-    assert classes[0]["mean_score"] == pytest.approx(scores[1, :, :3].mean().item())
-    assert classes[1]["mean_score"] == pytest.approx(scores[2, 0, 3:].mean().item())
-    coarse = Segmentation(labels(), torch.tensor([0.0, 0.25, 1.0])[:, None, None].expand(3, 2, 3))
-    files = write_segmentation(tmp_path, "x", IMAGE, coarse, WORDS)
-    assert [entry["mean_score"] for entry in json.loads(files.summary.read_text())["classes"]] == [0.25, 1.0]
+def test_scores_are_means_over_the_pixels_of_the_class(tmp_path: Path) -> None:
+    confidence = torch.arange(4 * 6, dtype=torch.float32).reshape(4, 6) / 24
+    made = Segmentation(labels(), confidence=confidence)
+    classes = json.loads(write_segmentation(tmp_path, "x", IMAGE, made, WORDS).summary.read_text())["classes"]
+    assert classes[0]["score"] == pytest.approx(confidence[:, :3].mean().item())
+    assert classes[1]["score"] == pytest.approx(confidence[0, 3:].mean().item())
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -31,7 +33,7 @@ class System:
     def __init__(self, config: Config) -> None:
         self.config = config
         self._builder = Builder(config)
-        self._segmenter: Segmenter = self._builder.segmenter()
+        self._segmenter = _confident(self._builder.segmenter())
         self._words: dict[Vocabulary, Words] = {}
 
     def words(self, classes: Classes) -> Words:
@@ -55,6 +57,15 @@ class System:
                 f"segment: expected RGB uint8 (3, H, W), got {tuple(image.shape)} {image.dtype}."
             )
         return self._segmenter.segment([image], self.words(classes))[0]
+
+
+def _confident(segmenter: Segmenter) -> Segmenter:
+    """The same flow with an ensemble that also says how sure it is of every pixel, where it can."""
+    ensemble: Any = segmenter.ensemble
+    if not any(field.name == "confidence" for field in dataclasses.fields(ensemble.config)):
+        return segmenter
+    sure = type(ensemble)(dataclasses.replace(ensemble.config, confidence=True))
+    return dataclasses.replace(segmenter, ensemble=sure)
 
 
 def as_vocabulary(classes: Classes) -> Vocabulary:

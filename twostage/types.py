@@ -240,11 +240,13 @@ class Segmentation:
     """A label for every pixel.
 
     labels: (H, W) int32, index into the vocabulary or VOID; scores: (K, h, w) float32 class map, or None;
+    confidence: (H, W) float32 in [0, 1], the share of the label in what all classes together got, or None;
     info: what a caller may want to know of its making (proposal count, timings), free of tensors.
     """
 
     labels: Tensor
     scores: Tensor | None = None
+    confidence: Tensor | None = None
     info: dict[str, object] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -254,6 +256,10 @@ class Segmentation:
         _require(
             not self.labels.dtype.is_floating_point,
             f"Segmentation.labels: expected integers, got {self.labels.dtype}",
+        )
+        _require(
+            self.confidence is None or self.confidence.shape == self.labels.shape,
+            f"Segmentation.confidence: expected the labels' size {tuple(self.labels.shape)}",
         )
 
 

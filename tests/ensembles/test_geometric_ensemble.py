@@ -327,3 +327,14 @@ def test_the_evidence_is_not_changed() -> None:
     assert found.proposals is not None
     assert again.proposals is not None
     assert torch.equal(found.proposals.masks, again.proposals.masks)
+
+
+def test_confidence_is_the_share_of_the_label() -> None:
+    found = evidence()
+    made = merge(found, WORDS, confidence=True)
+    assert made.scores is not None
+    assert made.confidence is not None
+    share = made.scores.double() / made.scores.double().sum(dim=0)
+    expected = share.gather(0, made.labels.long()[None])[0]
+    torch.testing.assert_close(made.confidence.double(), expected, rtol=1e-5, atol=1e-6)
+    assert merge(found, WORDS).confidence is None

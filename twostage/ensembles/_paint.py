@@ -62,21 +62,27 @@ class Painter:
         if dense is not None:
             self._of_dense = RowResizer((dense.logits.shape[1], dense.logits.shape[2]), size_hw)
 
-    def label(self, num_classes: int, keep_scores: bool) -> tuple[Tensor, Tensor | None]:
-        """(H, W) int32 labels, and the (K, H, W) float32 map they came from if it is to be kept."""
+    def label(
+        self, num_classes: int, keep_scores: bool, keep_confidence: bool = False
+    ) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """(H, W) int32 labels; the (K, H, W) float32 map they came from, and the (H, W) float32 share of the
+        winner in it, where they are to be kept.
+        """
         shown = self._dense.logits if self._dense is not None else None
         device = shown.device if self._regions is None and shown is not None else self._masks.device
         labels = torch.empty(self._size_hw, dtype=torch.int32, device=device)
         kept = torch.empty(num_classes, *self._size_hw, device=device) if keep_scores else None
+        sure = torch.empty(self._size_hw, device=device) if keep_confidence else None
         for first, last in strips(num_classes, self._size_hw):
             class_map, void = self._strip(first, last)
-            best = class_map.max(
-                dim=0
-            ).indices.int()  # on CPUs several times faster than argmax over the first axis
+            value, best = class_map.max(dim=0)  # on CPUs several times faster than argmax over the first axis
+            best = best.int()
+            if sure is not None:
+                sure[first:last] = value / class_map.sum(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
             labels[first:last] = best if void is None else best.masked_fill_(void, VOID)
             if kept is not None:
                 kept[:, first:last] = class_map
-        return labels, kept
+        return labels, kept, sure
 
     @property
     def _masks(self) -> Tensor:

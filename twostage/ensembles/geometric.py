@@ -41,7 +41,8 @@ class GeometricEnsemble:
         share in every pixel's class probabilities afterwards; dense_temperature: divides the dense logits
         before their softmax (above 1 softens); uncovered: what a pixel gets that no mask claims, "argmax" of
         the faint rest (paper), "dense" or "void"; coverage: a mask claims the pixels where it is above this;
-        scores: return the class map at output size too (K x H x W float32).
+        scores: return the class map at output size too (K x H x W float32); confidence: return the share of
+        each pixel's label in that map (H x W float32).
         """
 
         use: tuple[str, ...] = ("all",)
@@ -55,6 +56,7 @@ class GeometricEnsemble:
         uncovered: Literal["argmax", "dense", "void"] = "argmax"
         coverage: float = 0.5
         scores: bool = False
+        confidence: bool = False
 
         def __post_init__(self) -> None:
             for part in self.use:
@@ -103,8 +105,9 @@ class GeometricEnsemble:
             config.dense_pixel_weight, config.uncovered, config.coverage, config.empty == "drop"
         )
         painter = Painter(rules, regions, dense, evidence.size_hw)
-        labels, scores = painter.label(len(vocabulary), config.scores)
-        return Segmentation(labels, scores, {"parts": parts, "proposals": len(evidence.proposals or ())})
+        labels, scores, confidence = painter.label(len(vocabulary), config.scores, config.confidence)
+        info = {"parts": parts, "proposals": len(evidence.proposals or ())}
+        return Segmentation(labels, scores, confidence, info)
 
     def parts(self, evidence: Evidence) -> tuple[str, ...]:
         """The parts that will be weighed: those asked for, or all that are present."""

@@ -10,7 +10,6 @@ from typing import Any
 import cv2
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from twostage.data.atomic import replacing
@@ -66,10 +65,10 @@ def write_segmentation(
 
 
 def summarise(segmentation: Segmentation, vocabulary: Vocabulary) -> dict[str, Any]:
-    """Size, the classes present (largest first) with pixels, share in 0..1 and mean score, and the share of
+    """Size, the classes present (largest first) with pixels, share in 0..1 and score, and the share of
     void.
 
-    mean_score: mean of the class's own score map over its pixels, None where the segmentation has no scores.
+    score: mean confidence over the class's pixels, 0..1, None where the segmentation has no confidence.
     """
     labels = segmentation.labels.cpu()
     height, width = labels.shape
@@ -86,7 +85,7 @@ def summarise(segmentation: Segmentation, vocabulary: Vocabulary) -> dict[str, A
                 "id": vocabulary.label_ids[k],
                 "pixels": pixels[k],
                 "share": pixels[k] / labels.numel(),
-                "mean_score": _mean_score(segmentation, labels, k),
+                "score": _score(segmentation, labels, k),
             }
             for k in present
         ],
@@ -118,12 +117,10 @@ def _label_ids(vocabulary: Vocabulary) -> tuple[np.ndarray, int]:
     return ids.astype(np.int32), void
 
 
-def _mean_score(segmentation: Segmentation, labels: Tensor, position: int) -> float | None:
-    if segmentation.scores is None:
+def _score(segmentation: Segmentation, labels: Tensor, position: int) -> float | None:
+    if segmentation.confidence is None:
         return None
-    one = segmentation.scores[position][None, None].float().cpu()
-    full = F.interpolate(one, labels.shape, mode="bilinear", align_corners=False)[0, 0]
-    return float(full[labels == position].double().mean())
+    return float(segmentation.confidence.cpu()[labels == position].double().mean())
 
 
 def _plain(value: object) -> object:
