@@ -178,7 +178,7 @@ def test_diff() -> None:
         (["PROPOSALS.OPTIONS=1"], "PROPOSALS.OPTIONS: expected options below it, got 1"),
         (["SOLVER", "3"], "SOLVER is a section; expected options below it, got 3"),
         (["SEED=1", "SEED.X=1"], "SEED.X: SEED was given a value already"),
-        (["SOLVER.AMP", "bf61"], "expected one of off, bf16, fp16. Did you mean 'bf16'?"),
+        (["SOLVER.AMP", "bf61"], "expected one of off, auto, bf16, fp16. Did you mean 'bf16'?"),
         (["SEED=-1"], "SEED is -1; expected 0 or more"),
         (["SOLVER.BASE_LR=0"], "SOLVER.BASE_LR is 0.0; expected more than 0"),
         (["SOLVER.BASE_LR=.nan"], "SOLVER.BASE_LR is nan; expected more than 0"),
