@@ -65,7 +65,7 @@ def diff_configs(first: Config, second: Config) -> list[str]:
 
 
 def _merge(layers: Sequence[tuple[str, dict[str, Any]]]) -> Config:
-    merged = OmegaConf.structured(Config)
+    merged = _defaults()
     for where, content in layers:
         known = _checked(content, Config, (), where)
         for slot in SLOTS:
@@ -82,11 +82,19 @@ def _merge(layers: Sequence[tuple[str, dict[str, Any]]]) -> Config:
     return typing.cast(Config, OmegaConf.to_object(merged))
 
 
+def _defaults() -> DictConfig:
+    """The default values, open to merging: OmegaConf makes what comes from a frozen class read-only."""
+    defaults = OmegaConf.structured(Config)
+    for node in (defaults, *defaults.values()):
+        if OmegaConf.is_config(node):
+            OmegaConf.set_readonly(node, False)
+    return typing.cast(DictConfig, defaults)
+
+
 def _forget_other_options(merged: DictConfig, layer: Mapping[str, Any], slot: str) -> None:
     """A layer that names another component starts from its defaults, not from its predecessor's options."""
     name = layer.get(slot, {}).get("name")
     if name is not None and name != merged[slot].name:
-        OmegaConf.set_readonly(merged[slot], False)
         merged[slot].options = {}
 
 
