@@ -22,22 +22,21 @@ def noise(height: int, width: int, channels: int) -> np.ndarray:
 @pytest.mark.parametrize(
     ("labels", "void", "bits"),
     [
-        ([[-1, 0, 254]], 255, "L"),
-        ([[-1, 0, 255]], 0xFFFF, "I;16"),
-        ([[-1, 300, 7]], 255, "I;16"),
-        ([[-1, 1, 2]], 0, "L"),
-        ([[-1]], 255, "L"),
-        ([[5]], 65535, "I;16"),
+        ([[-1, 0, 254]], 255, 8),
+        ([[-1, 0, 255]], 0xFFFF, 16),
+        ([[-1, 300, 7]], 255, 16),
+        ([[-1, 1, 2]], 0, 8),
+        ([[-1]], 255, 8),
+        ([[5]], 65535, 16),
     ],
 )
 def test_labels_survive_the_way_to_disk(
-    tmp_path: Path, labels: list[list[int]], void: int, bits: str
+    tmp_path: Path, labels: list[list[int]], void: int, bits: int
 ) -> None:
     path = tmp_path / "deep" / "x.png"
     given = torch.tensor(labels, dtype=torch.int32)
     write_label_png(path, given, void)
-    with Image.open(path) as image:
-        assert image.mode == bits
+    assert path.read_bytes()[24] == bits  # from the header: Pillow's mode for 16 bits depends on its version
     got = read_label_png(path)
     assert got.dtype == torch.int32
     assert torch.equal(got, torch.where(given == -1, void, given))
