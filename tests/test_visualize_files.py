@@ -56,15 +56,13 @@ def test_scores_are_means_over_the_pixels_of_the_class(tmp_path: Path) -> None:
     assert classes[1]["score"] == pytest.approx(confidence[0, 3:].mean().item())
 
 
-@pytest.mark.parametrize(
-    ("count", "void", "mode"), [(255, 255, "L"), (256, 65535, "I;16"), (847, 65535, "I;16")]
-)
-def test_many_classes_take_sixteen_bits(tmp_path: Path, count: int, void: int, mode: str) -> None:
+@pytest.mark.parametrize(("count", "void", "bits"), [(255, 255, 8), (256, 65535, 16), (847, 65535, 16)])
+def test_many_classes_take_sixteen_bits(tmp_path: Path, count: int, void: int, bits: int) -> None:
     vocabulary = Vocabulary(tuple((f"c{k}",) for k in range(count)))
     values = torch.tensor([[0, count - 1, -1]])
     files = write_segmentation(tmp_path, "x", IMAGE[:, :1, :3], Segmentation(values), vocabulary)
+    assert files.labels.read_bytes()[24] == bits  # from the PNG header: Pillow's mode depends on its version
     with Image.open(files.labels) as stored:
-        assert stored.mode == mode
         assert np.array(stored).tolist() == [[0, count - 1, void]]
     assert json.loads(files.summary.read_text())["void_code"] == void
 
