@@ -29,7 +29,7 @@ class Entry:
     @property
     def amount(self) -> str:
         """The share as it is written."""
-        return "<0.1 %" if self.share < 0.1 else f"{self.share:.1f} %"
+        return "<0.1 %" if 0 < self.share < 0.1 else f"{self.share:.1f} %"
 
 
 def key_of(
