@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -92,6 +93,9 @@ def _member(
     try:
         return main(*args)
     finally:
+        # PyTorch 2.4 destroys the group while it holds the interpreter lock, which gloo's thread needs to
+        # let go of the last gathered tensors: without this pause a loaded machine can wait for ever.
+        time.sleep(0.5)
         dist.destroy_process_group()
 
 
