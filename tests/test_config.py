@@ -251,8 +251,3 @@ def test_missing_and_unreadable_files(tmp_path: Path) -> None:
 
 def test_an_empty_file_is_all_defaults(tmp_path: Path) -> None:
     assert load_config(write(tmp_path, "empty.yaml", "# nothing\n")) == Config()
-
-
-def test_option_values_that_are_not_plain_are_explained() -> None:
-    with pytest.raises(ConfigError, match=r"PROPOSALS\.OPTIONS"):
-        parse_config("PROPOSALS: {OPTIONS: {A: 2020-01-01}}")

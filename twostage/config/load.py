@@ -146,8 +146,6 @@ def _explain(error: OmegaConfBaseException) -> str:
     key = str(error.full_key or "")
     kind: Any = Config
     for part in key.split("[")[0].split("."):
-        if not dataclasses.is_dataclass(kind):
-            break  # below a mapping of options, whose values may be anything plain
         kind = typing.get_type_hints(kind)[part]
     expected = str(kind) if typing.get_origin(kind) else getattr(kind, "__name__", str(kind))
     found = str(error.msg).splitlines()[0].rstrip(".")
