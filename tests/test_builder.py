@@ -84,6 +84,14 @@ def test_one_template_as_it_stands(tmp_path: Path) -> None:
     assert len(Builder(config(tmp_path, "CLIP: {TEMPLATES: vild}")).templates) == 14
 
 
+def test_prompts_are_kept_below_the_cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TWOSTAGE_CACHE", str(tmp_path / "kept"))
+    made = Builder(config(tmp_path, "", "CLIP.CACHE_DIR=auto"))
+    first = made.text(Vocabulary.from_words("grass, boat"))
+    assert len(list((tmp_path / "kept" / "text").iterdir())) == 1
+    assert torch.equal(made.text(Vocabulary.from_words("grass, boat")).features, first.features)
+
+
 def test_text_features_from_a_file(tmp_path: Path) -> None:
     import numpy as np
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from twostage import registry, zoo
+from twostage.clip.prompts import load_templates
 from twostage.config import SlotConfig, load_config
 from twostage.zoo import ZooError
 
@@ -27,6 +28,7 @@ def test_every_system_is_valid(name: str) -> None:
         if slot.name:
             options = {key: tuple(v) if isinstance(v, list) else v for key, v in slot.options.items()}
             registry.make_config(registry.find(kind, slot.name), options)
+    assert load_templates(config.clip.templates)
     assert len(zoo.describe(name)) > 20
     assert zoo.notes(name).splitlines()[0] == zoo.describe(name)
 

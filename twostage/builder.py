@@ -23,6 +23,7 @@ from twostage.maskformer.network import MaskFormer
 from twostage.segmenter import Segmenter, TestSize, Words
 from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary, nearest
+from twostage.weights import cache_folder
 
 WEIGHTS = Path(__file__).resolve().parent / "maskformer" / "weights"
 DTYPES: dict[str, Any] = {
@@ -73,7 +74,7 @@ class Builder:
             vocabulary,
             self.templates,
             logit_scale="model" if options.logit_scale is None else options.logit_scale,
-            cache_dir=options.cache_dir or None,
+            cache_dir=cache_folder() / "text" if options.cache_dir == "auto" else options.cache_dir or None,
         ).to(self.device)
 
     @cached_property

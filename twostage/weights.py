@@ -142,11 +142,16 @@ def resolve(source: str | Path, sha256: str | None = None, *, allow_http: bool =
 
 def cached_path(wanted: KnownFile, cache_dir: str | Path | None = None) -> Path:
     """Where a download is kept: in the folder given, else $TWOSTAGE_CACHE, else ~/.cache/twostage."""
-    folder = Path(cache_dir or os.environ.get("TWOSTAGE_CACHE") or "~/.cache/twostage").expanduser()
+    folder = cache_folder(cache_dir)
     if wanted.name in KNOWN:
         return folder / wanted.file_name
     named = Path(wanted.file_name)  # two publishers may use one file name for different files
     return folder / f"{named.stem}-{wanted.sha256[:8]}{named.suffix}"
+
+
+def cache_folder(given: str | Path | None = None) -> Path:
+    """Where things are kept that can be had again: as given, $TWOSTAGE_CACHE, or ~/.cache/twostage."""
+    return Path(given or os.environ.get("TWOSTAGE_CACHE") or "~/.cache/twostage").expanduser()
 
 
 def _from_url(text: str, sha256: str | None, allow_http: bool) -> KnownFile:

@@ -143,7 +143,9 @@ class ClipConfig:
     logit_scale: float | None = option(100.0, "Factor on cosines; null takes the model's own", above=0)
     text_features: str = option("", "File of text features to use instead of the text tower")
     text_names: str = option("", "JSON file with the names of its rows; empty: the vocabulary's order")
-    cache_dir: str = option("", "Folder that keeps encoded prompts between runs; empty keeps none")
+    cache_dir: str = option(
+        "", "Folder that keeps encoded prompts between runs; auto: below $TWOSTAGE_CACHE; empty: none"
+    )
 
 
 @dataclass(frozen=True)
