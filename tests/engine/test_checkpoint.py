@@ -116,7 +116,7 @@ def test_refuses_pickles(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> 
     torch.save({"model": {}, "extra": _Evil()}, path)
     with pytest.raises(CheckpointError, match="holds more than tensors and plain data, which is refused"):
         read_checkpoint(path)
-    path.write_bytes(pickle.dumps(_Evil()))
+    path.write_bytes(pickle.dumps(_Evil(), protocol=2))
     with pytest.raises(CheckpointError, match=r"evil\.pth"):
         read_checkpoint(path)
     assert "never" not in capsys.readouterr().out
