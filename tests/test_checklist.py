@@ -24,22 +24,9 @@ from twostage.maskformer.network import MaskFormer
 from twostage.maskformer.pixel_decoder import PixelDecoder
 from twostage.maskformer.position import sine_positions
 from twostage.maskformer.resnet import ConvNorm
+from twostage.proposals.maskformer import MaskFormerProposals
 from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary
-
-SMALL = MaskFormerConfig(
-    backbone="small",
-    small_widths=(8, 8, 16, 16),
-    pixel_dim=16,
-    mask_dim=16,
-    hidden_dim=16,
-    num_queries=5,
-    decoder_layers=3,
-    num_heads=2,
-    feedforward_dim=32,
-    embedding_dim=8,
-    class_hidden_dim=16,
-)
 
 
 def test_checklist_01_multi_grid_and_output_stride() -> None:
@@ -66,12 +53,12 @@ def test_checklist_02_laterals_are_not_rectified_and_mask_features_have_a_bias()
 
 
 def test_checklist_03_the_shared_norm_is_on_every_layer() -> None:
-    network = MaskFormer(SMALL).eval()
+    network = MaskFormerProposals.tiny().network.eval()
     torch.nn.init.zeros_(network.decoder.norm.weight)
     torch.nn.init.zeros_(network.decoder.norm.bias)
     with torch.no_grad():
         output = network(torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8))
-    assert len(output.embeddings) == 3
+    assert len(output.embeddings) == 2
     for layer in output.embeddings:  # nothing of the queries is left, in no layer
         torch.testing.assert_close(layer, output.embeddings[0][:, :1].expand_as(layer))
 
@@ -97,7 +84,7 @@ def test_checklist_12_a_class_that_is_only_predicted_lowers_miou() -> None:
 
 def test_checklist_13_class_loss_is_divided_by_the_sum_of_weights() -> None:
     torch.manual_seed(0)
-    network = MaskFormer(SMALL).eval()
+    network = MaskFormerProposals.tiny().network.eval()
     text = TextBank(F.normalize(torch.randn(3, 8), dim=1), torch.arange(3), 3)
     images = torch.randint(0, 256, (1, 3, 64, 64), dtype=torch.uint8)
     batch = cut_masks(images, torch.full((1, 64, 64), -1, dtype=torch.int64), ["nothing there"])
