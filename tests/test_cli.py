@@ -140,6 +140,11 @@ def test_unknown_system(photos: Path, capsys: Said) -> None:
     assert "Did you mean 'sam-vit-b16'" in capsys.readouterr().err
 
 
+def test_a_misspelt_system_is_said_before_words_are_asked_for(photos: Path, capsys: Said) -> None:
+    assert main(["segment", str(photos / "beach.png"), "--model", "shape"]) == 1
+    assert "Did you mean 'shapes'?" in capsys.readouterr().err
+
+
 def test_own_words_of_the_drawn_world_only() -> None:
     from twostage.cli.segment import _own_words
 

@@ -82,5 +82,13 @@ def load(model: str = "shapes", overrides: Sequence[str] = ()) -> System:
 
     overrides: options as on the command line, "KEY=VALUE".
     """
-    path = Path(model) if Path(model).suffix in (".yaml", ".yml") else zoo.path(model)
-    return System(load_config(path, list(overrides)))
+    return System(load_config(config_path(model), list(overrides)))
+
+
+def config_path(model: str) -> Path:
+    """The file behind a name of `twostage models`, or the given .yaml file.
+
+    Raises:
+        ZooError: no such system; the message names the nearest.
+    """
+    return Path(model) if Path(model).suffix in (".yaml", ".yml") else zoo.path(model)

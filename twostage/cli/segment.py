@@ -41,10 +41,11 @@ def run(options: argparse.Namespace) -> int:
     """Segment all photos; one bad photo does not stop the others, but the exit status tells of it."""
     from twostage import zoo
     from twostage.data.image_io import read_image
-    from twostage.predict import as_vocabulary, load
+    from twostage.predict import as_vocabulary, config_path, load
     from twostage.visualize import write_segmentation
 
     photos = find_photos(options.photos, options.out)
+    config_path(options.model)  # a misspelt system is said before its words are asked for
     classes = _own_words(options.model) if options.classes is None else as_vocabulary(options.classes)
     system = load(options.model, options.set)
     if options.model in zoo.names():
