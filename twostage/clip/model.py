@@ -162,7 +162,7 @@ def _build(plan: _Plan, cache_dir: str | Path | None) -> nn.Module:
         return _from_archive(plan, archive)
     is_schema = plan.source == plan.name
     try:
-        with fail_fast_without_network():
+        with fail_fast_without_network(), _silent():
             module: nn.Module = open_clip.create_model(
                 plan.name,
                 pretrained=None if is_schema else plan.source,
@@ -207,11 +207,12 @@ def _explain(plan: _Plan, error: Exception) -> str:
 
 @contextlib.contextmanager
 def _silent() -> Iterator[None]:
-    """Keep open_clip from warning of random weights where they are what was asked for."""
+    """Keep open_clip from saying what was asked for (random weights) or our own error says (no download)."""
     root = logging.getLogger()
 
     def keep(record: logging.LogRecord) -> bool:
-        return "initialized randomly" not in record.getMessage()
+        said = record.getMessage()
+        return "initialized randomly" not in said and "Failed to download" not in said
 
     root.addFilter(keep)
     try:
