@@ -89,7 +89,9 @@ def test_prompts_are_kept_below_the_cache_folder(tmp_path: Path, monkeypatch: py
     made = Builder(config(tmp_path, "", "CLIP.CACHE_DIR=auto"))
     first = made.text(Vocabulary.from_words("grass, boat"))
     assert len(list((tmp_path / "kept" / "text").iterdir())) == 1
-    assert torch.equal(made.text(Vocabulary.from_words("grass, boat")).features, first.features)
+    assert made.text(Vocabulary.from_words("grass, boat")) is first
+    again = Builder(made.config).text(Vocabulary.from_words("grass, boat"))
+    assert torch.equal(again.features, first.features)
 
 
 def test_text_features_from_a_file(tmp_path: Path) -> None:
@@ -340,3 +342,20 @@ def test_evaluations_that_cannot_begin(tmp_path: Path, more: str, resume: bool, 
 def test_training_needs_data(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"DATASETS\.TRAIN is empty"):
         build.train(config(tmp_path, "DATASETS: {TRAIN: []}"))
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("DENSE.NAME=maskclp", "Did you mean 'maskclip'"),
+        ("TEST.SYSTEMS=[ensembel]", "Did you mean 'ensemble'"),
+    ],
+)
+def test_what_evaluation_would_refuse_is_refused_before_training(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    path = Path(__file__).resolve().parent.parent / "configs" / "shapes" / "zero_shot.yaml"
+    settled = load_config(path, [override, "SOLVER.MAX_ITER=1", f"OUTPUT_DIR={tmp_path / 'out'}"])
+    with pytest.raises(TwostageError, match=message):
+        build.train(settled)
+    assert not (tmp_path / "out").exists()

@@ -52,7 +52,11 @@ def train(config: Config, resume: bool = False) -> Path:
     network = builder.network()
     criterion = Criterion(_losses(config))
     task = ProposalTask(network, criterion, builder.text(vocabulary), vocabulary, config.solver)
-    names = tuple(name for synonyms in vocabulary.names for name in synonyms)
+    builder.trained = Trained(network, tuple(name for names in vocabulary.names for name in names))
+    if tests:  # what the evaluation would refuse is refused now, not after the training
+        systems(builder.segmenter(), config.test.systems)
+        for test in tests:
+            builder.words(test.vocabulary)
     logger.info(
         "Training %s parameters on %s: %d scenes or photos, %d seen classes",
         f"{sum(p.numel() for p in network.parameters() if p.requires_grad):,}",
@@ -62,8 +66,7 @@ def train(config: Config, resume: bool = False) -> Path:
     )
 
     def measure(iteration: int) -> dict[str, float]:
-        outcomes = _evaluate(Builder(config, Trained(network, names)), tests)
-        return _scalars(outcomes)
+        return _scalars(_evaluate(builder, tests))
 
     def batches(start: int) -> TrainLoader:
         return TrainLoader(

@@ -41,6 +41,7 @@ class Builder:
         """trained: stage one's network where it is at hand already, in place of MODEL.WEIGHTS."""
         self.config = config
         self.device = pick_device(config.model.device)
+        self._texts: dict[Vocabulary, TextBank] = {}
         if trained is not None:
             self.trained = trained
 
@@ -63,7 +64,12 @@ class Builder:
         return load_templates([given] if SLOT in given else given)
 
     def text(self, vocabulary: Vocabulary) -> TextBank:
-        """Text features of a vocabulary, from the text tower or from CLIP.TEXT_FEATURES."""
+        """Text features of a vocabulary, from the text tower or from CLIP.TEXT_FEATURES; made once."""
+        if vocabulary not in self._texts:
+            self._texts[vocabulary] = self._encode(vocabulary)
+        return self._texts[vocabulary]
+
+    def _encode(self, vocabulary: Vocabulary) -> TextBank:
         options = self.config.clip
         if options.text_features:
             bank = load_text_bank(options.text_features, vocabulary, names=options.text_names or None)
