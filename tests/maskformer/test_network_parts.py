@@ -167,3 +167,16 @@ def test_pooling_under_masks() -> None:
     pooled = pool_under_masks(logits, features)
     torch.testing.assert_close(pooled[0, 0, 0], features[0, :, 0].mean(dim=1))
     assert pooled[0, 0, 1].abs().max() < 1e-6
+
+
+@pytest.mark.parametrize("first_open", [0, 600, 1023])
+def test_attention_with_long_closed_stretches(first_open: int) -> None:
+    torch.manual_seed(0)
+    attention = Attention(16, 2, 0.0).eval()
+    query, memory = torch.randn(1, 3, 16), torch.randn(1, 1024, 16)
+    allowed = torch.zeros(1, 3, 1024, dtype=torch.bool)
+    allowed[:, :, first_open:] = True
+    with torch.no_grad():
+        found = attention(query, memory, memory, allowed)
+        alone = attention(query, memory[:, first_open:], memory[:, first_open:])
+    torch.testing.assert_close(found, alone, rtol=1e-4, atol=1e-5)

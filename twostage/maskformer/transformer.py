@@ -41,7 +41,12 @@ class Attention(nn.Module):
             functional.linear(x, weight, bias).unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for x, weight, bias in zip((query, key, value), weights, biases, strict=True)
         )
-        mask = None if allowed is None else allowed[:, None]
+        mask = None
+        if allowed is not None:
+            # Finite, not -inf: before PyTorch 2.5 a block of 512 keys without an open one gave NaN on CPUs.
+            closed = torch.finfo(q.dtype).min / 2
+            mask = torch.zeros(allowed.shape, dtype=q.dtype, device=q.device).masked_fill_(~allowed, closed)
+            mask = mask[:, None]
         rate = self.dropout if self.training else 0.0
         mixed = functional.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=rate)
         return self.out_proj(mixed.transpose(1, 2).flatten(2))  # type: ignore[no-any-return]
