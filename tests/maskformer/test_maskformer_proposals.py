@@ -5,6 +5,7 @@ import torch
 from torch import nn
 
 from twostage.interfaces import ProposalGenerator
+from twostage.maskformer.config import MaskFormerError
 from twostage.maskformer.network import MaskFormer
 from twostage.proposals.maskformer import MaskFormerProposals, evaluating, mean_inside
 from twostage.registry import find
@@ -109,3 +110,10 @@ def test_tiny_is_the_same_each_time_and_leaves_the_seed_alone() -> None:
     for a, b in zip(first.propose(photos(), bank()), second.propose(photos(), bank()), strict=True):
         assert torch.equal(a.masks, b.masks)
         assert torch.equal(a.scores, b.scores)
+
+
+def test_weights_that_are_not_finite_are_refused() -> None:
+    generator = MaskFormerProposals.tiny()
+    nn.init.constant_(generator.network.pixel_decoder.mask_features.weight, float("nan"))
+    with pytest.raises(MaskFormerError, match=r"NaN or infinite.*earlier checkpoint"):
+        generator.propose([torch.zeros(3, 32, 32, dtype=torch.uint8)])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from twostage.maskformer.config import MaskFormerConfig
+from twostage.maskformer.config import MaskFormerConfig, MaskFormerError
 from twostage.maskformer.network import MaskFormer
 from twostage.ops.masks import upsample_mask_logits
 from twostage.types import Proposals, RegionScores, TextBank
@@ -66,6 +66,11 @@ class MaskFormerProposals:
 
     def _one(self, image: Tensor, text: TextBank | None) -> Proposals:
         output = self.network(image[None], last_only=True)
+        if not torch.isfinite(output.mask_logits).all():
+            raise MaskFormerError(
+                "MaskFormer: the masks hold NaN or infinite numbers. The weights are damaged or come from a "
+                "training that diverged: use an earlier checkpoint."
+            )
         masks = upsample_mask_logits(
             output.mask_logits[-1, 0], output.padded_hw, (image.shape[1], image.shape[2])
         )
