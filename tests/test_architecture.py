@@ -32,7 +32,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "engine": ("engine",),
     "components": ("proposals", "classifiers", "dense", "ensembles"),
     "flow": ("segmenter", "systems", "tasks", "evaluation.runner"),
-    "composition": ("builder", "build", "predict", "zoo", "integrations"),
+    "composition": ("builder", "build", "runs", "predict", "zoo", "integrations"),
     "programs": ("cli",),
 }
 """Layer -> the modules and packages in it. A package counts with all that is below it."""

@@ -19,6 +19,7 @@ from twostage.errors import TwostageError
 from twostage.evaluation.runner import ORACLE_CLASSES, ORACLE_MASKS
 from twostage.maskformer.criterion import Criterion, LossConfig
 from twostage.proposals.maskformer import MaskFormerProposals
+from twostage.runs import proposals
 from twostage.segmenter import Segmenter
 from twostage.tasks.proposals import ProposalTask
 from twostage.vocabulary import Vocabulary
@@ -150,7 +151,7 @@ def test_options_of_the_network(tmp_path: Path, option: str, message: str) -> No
 @pytest.mark.parametrize("losses", [{"dise": 2.0}, {"mask_kind": "bse"}])
 def test_options_of_the_losses(losses: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=r"MODEL\.LOSSES: .*Did you mean 'dice'|MODEL\.LOSSES: .*'bse'"):
-        build._losses(parse_config(f"MODEL: {{LOSSES: {losses}}}"))
+        proposals._losses(parse_config(f"MODEL: {{LOSSES: {losses}}}"))
 
 
 def weights(tmp_path: Path, folder: Path, name: str = "mine", **metadata: Any) -> Path:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -48,14 +49,36 @@ def test_paper_defaults() -> None:
     )
 
 
+def undocumented(section: Any, path: str = "") -> list[str]:
+    found = []
+    for field in dataclasses.fields(section):
+        value = getattr(section, field.name)
+        if dataclasses.is_dataclass(value):
+            found += ([] if value.__doc__ else [f"{path}{field.name}"]) + undocumented(
+                value, f"{path}{field.name}."
+            )
+        elif not field.metadata.get("doc"):
+            found.append(f"{path}{field.name}")
+    return found
+
+
 def test_every_option_is_documented() -> None:
-    for field in dataclasses.fields(Config):
-        section = getattr(Config(), field.name)
-        if not dataclasses.is_dataclass(section):
-            assert field.metadata["doc"]
-            continue
-        assert section.__doc__
-        assert all(inner.metadata["doc"] for inner in dataclasses.fields(section))
+    assert undocumented(Config()) == []
+
+
+def test_sections_within_sections(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("TEST: {AUG: {ENABLED: true, MIN_SIZES: [32]}}")
+    config = load_config(tmp_path / "a.yaml", ["TEST.AUG.FLIP", "false"])
+    assert (config.test.aug.enabled, config.test.aug.min_sizes, config.test.aug.flip) == (True, [32], False)
+    assert parse_config(dump_config(config)) == config
+    with pytest.raises(ConfigError, match=r"TEST\.AUG\.MIN_SIZE.*MIN_SIZES"):
+        load_config(None, ["TEST.AUG.MIN_SIZE", "1"])
+
+
+def test_rows_of_expected_results() -> None:
+    config = load_config(None, ["TEST.EXPECTED_RESULTS", "[[voc_val, ensemble, hIoU, 77.5, 1.0]]"])
+    assert config.test.expected_results == [["voc_val", "ensemble", "hIoU", 77.5, 1.0]]
+    assert parse_config(dump_config(config)) == config
 
 
 @pytest.mark.parametrize(

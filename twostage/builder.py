@@ -42,6 +42,7 @@ class Builder:
         self.config = config
         self.device = pick_device(config.model.device)
         self._texts: dict[Vocabulary, TextBank] = {}
+        self._stage_one_texts: dict[Vocabulary, TextBank] = {}
         if trained is not None:
             self.trained = trained
 
@@ -69,16 +70,30 @@ class Builder:
             self._texts[vocabulary] = self._encode(vocabulary)
         return self._texts[vocabulary]
 
+    def stage_one_text(self, vocabulary: Vocabulary) -> TextBank:
+        """The same for stage one, with CLIP.STAGE_ONE_TEMPLATES where those are given."""
+        given = self.config.clip.stage_one_templates
+        if not given:
+            return self.text(vocabulary)
+        if vocabulary not in self._stage_one_texts:
+            templates = load_templates([given] if SLOT in given else given)
+            self._stage_one_texts[vocabulary] = self._from_templates(vocabulary, templates)
+        return self._stage_one_texts[vocabulary]
+
     def _encode(self, vocabulary: Vocabulary) -> TextBank:
         options = self.config.clip
         if options.text_features:
             bank = load_text_bank(options.text_features, vocabulary, names=options.text_names or None)
             scale = options.logit_scale
             return replace(bank, logit_scale=bank.logit_scale if scale is None else scale).to(self.device)
+        return self._from_templates(vocabulary, self.templates)
+
+    def _from_templates(self, vocabulary: Vocabulary, templates: tuple[str, ...]) -> TextBank:
+        options = self.config.clip
         return build_text_bank(
             self.clip,
             vocabulary,
-            self.templates,
+            templates,
             logit_scale="model" if options.logit_scale is None else options.logit_scale,
             cache_dir=cache_folder() / "text" if options.cache_dir == "auto" else options.cache_dir or None,
         ).to(self.device)
@@ -165,10 +180,17 @@ class Builder:
         )
 
     def words(self, vocabulary: Vocabulary) -> Words:
-        """A vocabulary with its text features; what stage one was trained on decides what counts as seen."""
-        if self.config.proposals.name == "maskformer" and self.trained.names:
+        """A vocabulary with its text features.
+
+        What counts as seen for the ensemble is what stage one was trained on, matched by name and synonyms;
+        the vocabulary's own flags with TEST.SEEN dataset, or where the checkpoint does not say.
+        """
+        by_name = self.config.test.seen == "checkpoint" and self.config.proposals.name == "maskformer"
+        if by_name and self.trained.names:
             vocabulary = vocabulary.with_seen(self.trained.names)
-        return Words(vocabulary, self.text(vocabulary))
+        separate = bool(self.config.clip.stage_one_templates)
+        stage_one = self.stage_one_text(vocabulary) if separate else None
+        return Words(vocabulary, self.text(vocabulary), stage_one)
 
 
 @dataclass(frozen=True)

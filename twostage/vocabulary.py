@@ -92,6 +92,11 @@ class Vocabulary:
         return tuple(synonyms[0] for synonyms in self.names)
 
     @property
+    def every_name(self) -> tuple[str, ...]:
+        """All names of all classes, synonyms included, in order."""
+        return tuple(name for synonyms in self.names for name in synonyms)
+
+    @property
     def digest(self) -> str:
         """16 hex digits over the names in order: vocabularies with one digest give the same text features."""
         text = json.dumps(self.names, ensure_ascii=True)

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from twostage.config.schema import ConfigError
+from twostage.config.option import ConfigError
 
 BASE_KEY = "_BASE_"
 

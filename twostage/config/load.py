@@ -13,8 +13,9 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from twostage.config.files import inline_yaml, parse_yaml, read_layers
+from twostage.config.option import ConfigError, check_value
 from twostage.config.overrides import WHERE, parse_overrides
-from twostage.config.schema import SLOTS, Config, ConfigError, check_value
+from twostage.config.schema import SLOTS, Config
 from twostage.vocabulary import nearest
 
 
@@ -38,19 +39,22 @@ def parse_config(text: str, where: str = "configuration") -> Config:
 
 def dump_config(config: Config, comments: bool = False) -> str:
     """YAML text of every option; load_config reads an equal Config back. `comments` explains each option."""
+    return "\n".join(_section(config, "", comments)) + "\n"
+
+
+def _section(node: Any, indent: str, comments: bool) -> list[str]:
     lines: list[str] = []
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
+    for field in dataclasses.fields(node):
+        value = getattr(node, field.name)
         if not dataclasses.is_dataclass(value):
-            lines += _lines(field, value, "", comments)
+            lines += _lines(field, value, indent, comments)
             continue
         if comments:
             doc = field.metadata.get("doc") or (type(value).__doc__ or "").splitlines()[0]
-            lines += ["", f"# {doc}"]
-        lines.append(f"{field.name.upper()}:")
-        for inner in dataclasses.fields(value):
-            lines += _lines(inner, getattr(value, inner.name), "  ", comments)
-    return "\n".join(lines) + "\n"
+            lines += ["", f"{indent}# {doc}"]
+        lines.append(f"{indent}{field.name.upper()}:")
+        lines += _section(value, f"{indent}  ", comments)
+    return lines
 
 
 def diff_configs(first: Config, second: Config) -> list[str]:
@@ -85,10 +89,15 @@ def _merge(layers: Sequence[tuple[str, dict[str, Any]]]) -> Config:
 def _defaults() -> DictConfig:
     """The default values, open to merging: OmegaConf makes what comes from a frozen class read-only."""
     defaults = OmegaConf.structured(Config)
-    for node in (defaults, *defaults.values()):
-        if OmegaConf.is_config(node):
-            OmegaConf.set_readonly(node, False)
+    _open(defaults)
     return typing.cast(DictConfig, defaults)
+
+
+def _open(node: Any) -> None:
+    OmegaConf.set_readonly(node, False)
+    for inner in node.values():
+        if isinstance(inner, DictConfig):
+            _open(inner)
 
 
 def _forget_other_options(merged: DictConfig, layer: Mapping[str, Any], slot: str) -> None:
@@ -120,7 +129,7 @@ def _checked(content: Mapping[Any, Any], schema: type, path: tuple[str, ...], wh
             if isinstance(value, dict):
                 raise ConfigError(f"{where}: {key}: expected a list, got {value!r}.")
             value = value if isinstance(value, list) else [value]
-            if any(isinstance(item, (list, dict)) for item in value):
+            if typing.get_args(kind) != (Any,) and any(isinstance(item, (list, dict)) for item in value):
                 raise ConfigError(f"{where}: {key}: expected a plain list, got {value!r}.")
         if "${" in str(value):
             raise ConfigError(f"{where}: {key}: `${{...}}` is not supported; write the value itself.")

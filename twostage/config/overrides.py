@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from twostage.config.files import parse_yaml
-from twostage.config.schema import ConfigError
+from twostage.config.option import ConfigError
 
 WHERE = "command line"
 _KEY = re.compile(r"[A-Za-z_]\w*(\.\w+)*")

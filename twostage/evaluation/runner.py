@@ -61,7 +61,8 @@ def evaluate(
     """Measure every system on a data set; photos are shared among the processes of a distributed run.
 
     systems: name -> ensemble over the segmenter's evidence; the two oracle names may be added with any
-    ensemble that weighs regions alone. max_images: 0 takes all.
+    ensemble that weighs regions alone. max_images: 0 takes all. Seen and unseen are reported by the flags of
+    the data set, or where it has none by those of `words`, which the ensembles follow.
 
     Raises:
         TwostageError: no photos, or a photo without ground truth (named).
@@ -89,8 +90,9 @@ def evaluate(
                 (len(mine) - done) / rate,
             )
     merged = _gathered(tally)
-    metrics = {name: compute(matrix, words.vocabulary) for name, matrix in merged.confusions.items()}
-    recall = merged.recall.summary(words.vocabulary) if segmenter.proposals is not None else {}
+    judged = dataset.vocabulary if dataset.vocabulary.seen is not None else words.vocabulary
+    metrics = {name: compute(matrix, judged) for name, matrix in merged.confusions.items()}
+    recall = merged.recall.summary(judged) if segmenter.proposals is not None else {}
     return Outcome(metrics, recall, total, time.monotonic() - started)
 
 

@@ -1,0 +1,28 @@
+"""Options of prompt learning."""
+# ruff: noqa: RUF009  option() makes a dataclass field, which is what a default may be
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from twostage.config.option import option
+
+
+@dataclass(frozen=True)
+class PromptsConfig:
+    """Learning the words around a class name (TASK prompts)."""
+
+    prefix: int = option(16, "Learned vectors before the name", least=0)
+    suffix: int = option(0, "Learned vectors behind the name", least=0)
+    mode: str = option(
+        "fixed",
+        "How crops are made: as stage two makes them, or as in the paper's code",
+        choices=("fixed", "paper"),
+    )
+    samples_per_class: int = option(32, "Crops of each class in one pass, drawn with replacement", least=1)
+    seeds: list[int] = option(
+        [0], "One training for each; the best on held-out seen classes is kept", least=0
+    )
+    held_out: float = option(
+        0.2, "Share of the seen classes kept from training for that choice", least=0, most=0.9
+    )

@@ -1,0 +1,38 @@
+"""Options of an evaluation."""
+# ruff: noqa: RUF009  option() makes a dataclass field, which is what a default may be
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from twostage.config.option import option, section
+from twostage.config.test_time import AugConfig, CrfConfig, WindowConfig
+
+
+@dataclass(frozen=True)
+class TestConfig:
+    """Evaluation."""
+
+    __test__ = False  # not a test case, whatever pytest thinks of the name
+
+    eval_period: int = option(
+        5000, "Updates between evaluations in training; 0 evaluates at the end only", least=0
+    )
+    systems: list[str] = option([], "Systems to measure; empty means all that the components allow")
+    max_images: int = option(0, "Stop after this many photos of each set; 0 takes all", least=0)
+    seen: str = option(
+        "checkpoint",
+        "Who says which classes the ensemble treats as seen: the names a checkpoint was trained on, or the "
+        "flags of the data set (the paper); reports are grouped by the data set's flags where it has any",
+        choices=("checkpoint", "dataset"),
+    )
+    expected_results: list[Any] = option(
+        [],
+        "Figures to be met, each as [data set, system, metric, percent, tolerance]; checked at the end of an "
+        "evaluation of all photos",
+    )
+    overlays: int = option(10, "Photos of each set drawn with their labels", least=0)
+    aug: AugConfig = section(AugConfig)
+    window: WindowConfig = section(WindowConfig)
+    crf: CrfConfig = section(CrfConfig)

@@ -1,0 +1,128 @@
+"""Measuring every system on DATASETS.TEST, with tables, pictures and a results file."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from twostage import visualize
+from twostage.builder import Builder
+from twostage.config import Config, ConfigError
+from twostage.data import catalog
+from twostage.data.sample import Sample, SegmentationDataset
+from twostage.engine import distributed
+from twostage.engine.checkpoint import Checkpointer, CheckpointError
+from twostage.evaluation import provenance, report, runner
+from twostage.evaluation.runner import Outcome
+from twostage.segmenter import Words
+from twostage.systems import ENSEMBLE, systems
+from twostage.types import Segmentation
+
+logger = logging.getLogger(__name__)
+
+
+def evaluate(config: Config, resume: bool = False) -> dict[str, Outcome]:
+    """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume: OUTPUT_DIR's newest checkpoint."""
+    if resume:
+        found = Checkpointer(config.output_dir).load_newest()
+        if found is None:
+            raise CheckpointError(f"OUTPUT_DIR: there is no checkpoint in {config.output_dir} to evaluate.")
+        model = dataclasses.replace(config.model, weights=str(found[0]))
+        config = dataclasses.replace(config, model=model)
+    if not config.datasets.test:
+        raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
+    tests = [catalog.get(name, config.datasets.root) for name in config.datasets.test]
+    return measure(Builder(config), tests)
+
+
+def measure(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Outcome]:
+    """Evaluate the built parts on these data sets; results go below OUTPUT_DIR/inference."""
+    config = builder.config
+    segmenter = builder.segmenter()
+    compared = systems(segmenter, config.test.systems)
+    outcomes = {}
+    for dataset in tests:
+        words = builder.words(dataset.vocabulary)
+        out = Path(config.output_dir, "inference")
+        if len(tests) > 1:
+            out /= dataset.name.replace("/", "_").replace(":", "_")
+        logger.info("Evaluating %d systems on %s", len(compared), dataset.name)
+        pictures = _Pictures(out / "overlays", words, config.test.overlays)
+        outcome = runner.evaluate(segmenter, dataset, words, compared, config.test.max_images, pictures)
+        if distributed.is_main():
+            _report(builder, dataset, words, outcome, out)
+        outcomes[dataset.name] = outcome
+    return outcomes
+
+
+def _report(
+    builder: Builder, dataset: SegmentationDataset, words: Words, outcome: Outcome, out: Path
+) -> None:
+    rows = [report.row(name, metrics, dataset=dataset.name) for name, metrics in outcome.metrics.items()]
+    logger.info("%s, per class:\n%s", dataset.name, report.class_table(rows))
+    if outcome.recall:
+        logger.info("%s, proposals:\n%s", dataset.name, report.recall_table(outcome.recall))
+    rate = outcome.images / max(outcome.seconds, 1e-9)
+    logger.info(
+        "%s, %d photos, %.1f a second:\n%s", dataset.name, outcome.images, rate, report.summary_table(rows)
+    )
+    config = builder.config
+    path = report.write_results(
+        out / "results.json",
+        rows,
+        provenance.provenance(
+            words.vocabulary,
+            dataset=dataset.name,
+            device=builder.device,
+            clip=_clip_facts(builder),
+            templates=builder.templates,
+            resize_backend="Pillow bilinear on uint8 (photos), torch bicubic (crops)",
+            seeds={"run": config.seed},
+            config=dataclasses.asdict(config),
+        ),
+        proposals={name: dataclasses.asdict(recall) for name, recall in outcome.recall.items()},
+        images=outcome.images,
+        seconds=outcome.seconds,
+    )
+    logger.info("Results in %s", path)
+
+
+def _clip_facts(builder: Builder) -> dict[str, Any]:
+    options = builder.config.clip
+    if options.text_features:
+        return {"text_features": options.text_features}
+    return {
+        "name": builder.clip.name,
+        "weights": options.pretrained,
+        "digest": builder.clip.digest,
+        "dtype": options.dtype,
+    }
+
+
+def scalars(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
+    """The headline numbers for the curves."""
+    values = {}
+    for dataset, outcome in outcomes.items():
+        for system, metrics in outcome.metrics.items():
+            for name, value in (("mIoU", metrics.as_dict().get("mIoU")), ("hIoU", metrics.hIoU)):
+                if value is not None:
+                    values[f"{dataset}/{system}/{name}"] = float(value)
+    return values
+
+
+class _Pictures:
+    """Writes photo, truth and ensemble side by side for the first photos of an evaluation."""
+
+    def __init__(self, folder: Path, words: Words, count: int) -> None:
+        self._folder, self._words, self._left = folder, words, count if distributed.is_main() else 0
+
+    def __call__(self, sample: Sample, shown: dict[str, Segmentation]) -> None:
+        if self._left <= 0:
+            return
+        self._left -= 1
+        labels = shown.get(ENSEMBLE, next(iter(shown.values()))).labels.cpu()
+        sheet = visualize.side_by_side(sample.image, sample.labels, labels, self._words.vocabulary)
+        visualize.files.write_picture(self._folder / f"{sample.image_id}.png", sheet)

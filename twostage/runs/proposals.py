@@ -1,0 +1,45 @@
+"""Training stage one on the seen classes."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+
+from twostage.builder import Builder, Trained, shipped
+from twostage.config import Config, ConfigError
+from twostage.engine.trainer import Trainer
+from twostage.maskformer.criterion import Criterion, LossConfig
+from twostage.runs.training import Data, settled
+from twostage.tasks.proposals import ProposalTask
+from twostage.vocabulary import nearest
+
+logger = logging.getLogger(__name__)
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Train stage one on the seen classes of DATASETS.TRAIN, measure on DATASETS.TEST; gives the weights."""
+    if config.model.weights:
+        found = str(shipped(config.model.weights))
+        config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=found))
+    config = settled(config)
+    data = Data.of(config)
+    builder = Builder(config)
+    network = builder.network()
+    text = builder.stage_one_text(data.vocabulary)
+    task = ProposalTask(network, Criterion(_losses(config)), text, data.vocabulary, config.solver)
+    builder.trained = Trained(network, data.vocabulary.every_name)
+    data.refuse_what_evaluation_would(builder)
+    data.announce(network)
+    return Trainer(task, data.batches, config, data.measure(builder)).run(resume)
+
+
+def _losses(config: Config) -> LossConfig:
+    known = [field.name for field in dataclasses.fields(LossConfig)]
+    for name in config.model.losses:
+        if name not in known:
+            raise ConfigError(f"MODEL.LOSSES: unknown option {name.upper()}.{nearest(name, known)}")
+    try:
+        return LossConfig(**config.model.losses)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(f"MODEL.LOSSES: {error}") from error
