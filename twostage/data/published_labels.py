@@ -52,10 +52,10 @@ class PublishedLabels:
         labels = table[np.where((raw < 0) | (raw > last), last, raw)]
         if (labels == strange).any():
             found = np.unique(raw[labels == strange]).tolist()
+            values, pixels = ", ".join(map(str, found[:10])), int((labels == strange).sum())
             raise LabelError(
-                f"{source}: values {', '.join(map(str, found[:10]))} ({int((labels == strange).sum())} pixels) are "
-                f"no published labels of this data set (classes {min(self.values)}..{max(self.values)}). Is "
-                "this the original annotation?"
+                f"{source}: values {values} ({pixels} pixels) are no published labels of this data set "
+                f"(classes {min(self.values)}..{max(self.values)}). Is this the original annotation?"
             )
         return labels.astype(np.uint16)
 
