@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import open_clip
 import torch
@@ -76,6 +76,34 @@ class ClipModel(FrozenPair):
         except Exception as error:
             raise ClipError(f"{plan.name}: cannot make its tokenizer ({error}).") from error
         return cls(convert_weights(module.to(device), dtype), tokenizer, plan.name)
+
+
+@dataclass(frozen=True)
+class ClipFacts:
+    """What is known of a model before its weights are read. dim: joint width; text_width: of a token."""
+
+    dim: int
+    text_width: int
+    parameters: int
+
+
+def describe(name: str, pretrained: str | None = None) -> ClipFacts:
+    """The model built without memory for its weights (a few milliseconds).
+
+    pretrained: as for ClipModel.load, checked but not read; None checks nothing.
+
+    Raises:
+        ClipError: unknown name, tag or file; a model whose shape is known only to its folder or hub.
+    """
+    if name.startswith((_LOCAL, _HUB)):
+        raise ClipError(f"{name}: its shape is known only once it is loaded.")
+    plan = _plan(name, pretrained or "random", seed=0)
+    with torch.device("meta"), _silent():
+        module: nn.Module = open_clip.create_model(plan.name, pretrained=None, device="meta")
+    tower: Any = getattr(module, "text", module)
+    dim = open_clip.get_model_config(plan.name)["embed_dim"]
+    width = int(tower.token_embedding.weight.shape[1]) if hasattr(tower, "token_embedding") else 0
+    return ClipFacts(int(dim), width, sum(p.numel() for p in module.parameters()))
 
 
 @dataclass(frozen=True)

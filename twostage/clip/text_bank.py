@@ -37,6 +37,13 @@ class TextBankError(TwostageError):
     """A text bank cannot be made: an unknown option, or a file whose rows do not fit the vocabulary."""
 
 
+class HasScale(Protocol):
+    """A model that learned a factor on cosines."""
+
+    @property
+    def logit_scale(self) -> float: ...
+
+
 class TextEncoder(Protocol):
     """The part of `ClipModel` that a text bank needs."""
 
@@ -71,7 +78,7 @@ def build_text_bank(
     """
     chosen = prompts.load_templates(templates)
     names, class_of = rows_of(vocabulary)
-    scale = _scale(logit_scale, clip)
+    scale = scale_of(logit_scale, clip)
     file = None if cache_dir is None else Path(cache_dir) / f"text-{_key(clip, chosen, names)}.safetensors"
     features = None if file is None else read_features(file, len(names))
     if features is None:
@@ -115,7 +122,7 @@ def encode_names(
     return torch.cat(rows)[[place[name] for name in names]]
 
 
-def _scale(logit_scale: LogitScale, clip: TextEncoder) -> float:
+def scale_of(logit_scale: LogitScale, clip: HasScale) -> float:
     if logit_scale == "paper":
         return PAPER_SCALE
     if logit_scale == "model":

@@ -35,12 +35,18 @@ def read_features(path: Path, rows: int) -> Tensor | None:
 
 
 def write_features(path: Path, features: Tensor, info: Mapping[str, str]) -> None:
+    """What read_features reads, with facts for people."""
+    write_tensors(path, {"features": features}, info)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], info: Mapping[str, str]) -> None:
     """Write beside the goal, then rename: a reader sees the old file, the new one, or none."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem}-", suffix=".part")
     os.close(handle)
     try:
-        save_file({"features": features.contiguous()}, name, metadata=dict(info))
+        whole = {key: tensor.contiguous() for key, tensor in tensors.items()}
+        save_file(whole, name, metadata=dict(info))
         os.replace(name, path)
     except BaseException:
         Path(name).unlink(missing_ok=True)
