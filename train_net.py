@@ -4,6 +4,7 @@
 python train_net.py --config-file configs/shapes/zero_shot.yaml
 python train_net.py --config-file FILE --num-gpus 8 SOLVER.BASE_LR 2e-4 output_dir=output/b
 python train_net.py --config-file FILE --eval-only MODEL.WEIGHTS output/model_final.pth
+python train_net.py --config-file FILE --dry-run
 torchrun --nproc-per-node 2 train_net.py --config-file FILE
 """
 
@@ -25,6 +26,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parse(arguments)
     try:
         config = load_config(options.config_file, options.opts)
+        if options.dry_run:
+            return show_plan(config)
         place = (options.num_gpus, options.num_machines, options.machine_rank, options.dist_url)
         return launch(work, *place, args=(config, options.resume, options.eval_only))
     except TwostageError as error:
@@ -51,6 +54,15 @@ def work(config: Config, resume: bool, eval_only: bool) -> int:
     return 0
 
 
+def show_plan(config: Config) -> int:
+    """Says what a run would use and what is missing; 1 where the configuration itself is wrong."""
+    from twostage.runs.dry_run import dry_run
+
+    plan = dry_run(config)
+    print(plan.format())
+    return 1 if plan.wrong else 0
+
+
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """The command line that Detectron2's users know."""
     parser = argparse.ArgumentParser(
@@ -63,6 +75,11 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         "--eval-only",
         action="store_true",
         help="evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint",
+    )
+    add(
+        "--dry-run",
+        action="store_true",
+        help="say what would run, how large it is and which data and weights are missing; needs neither",
     )
     add("--num-gpus", type=int, help="processes on this machine, one a GPU; default: one process")
     add("--num-machines", type=int, default=1)

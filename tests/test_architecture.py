@@ -28,6 +28,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "evaluation.recall",
         "evaluation.report",
         "evaluation.provenance",
+        "evaluation.expected",
     ),
     "engine": ("engine",),
     "components": ("proposals", "classifiers", "dense", "ensembles"),

@@ -61,8 +61,12 @@ class Builder:
     @cached_property
     def templates(self) -> tuple[str, ...]:
         """The prompts of CLIP.TEMPLATES: a set by name, a file, or one template."""
-        given = self.config.clip.templates
-        return load_templates([given] if SLOT in given else given)
+        return _templates(self.config.clip.templates)
+
+    @cached_property
+    def stage_one_templates(self) -> tuple[str, ...]:
+        """The prompts of stage one: CLIP.STAGE_ONE_TEMPLATES, or those of stage two."""
+        return _templates(self.config.clip.stage_one_templates or self.config.clip.templates)
 
     def text(self, vocabulary: Vocabulary) -> TextBank:
         """Text features of a vocabulary, from the text tower or from CLIP.TEXT_FEATURES; made once."""
@@ -72,12 +76,10 @@ class Builder:
 
     def stage_one_text(self, vocabulary: Vocabulary) -> TextBank:
         """The same for stage one, with CLIP.STAGE_ONE_TEMPLATES where those are given."""
-        given = self.config.clip.stage_one_templates
-        if not given:
+        if not self.config.clip.stage_one_templates:
             return self.text(vocabulary)
         if vocabulary not in self._stage_one_texts:
-            templates = load_templates([given] if SLOT in given else given)
-            self._stage_one_texts[vocabulary] = self._from_templates(vocabulary, templates)
+            self._stage_one_texts[vocabulary] = self._from_templates(vocabulary, self.stage_one_templates)
         return self._stage_one_texts[vocabulary]
 
     def _encode(self, vocabulary: Vocabulary) -> TextBank:
@@ -191,6 +193,10 @@ class Builder:
         separate = bool(self.config.clip.stage_one_templates)
         stage_one = self.stage_one_text(vocabulary) if separate else None
         return Words(vocabulary, self.text(vocabulary), stage_one)
+
+
+def _templates(given: str) -> tuple[str, ...]:
+    return load_templates([given] if SLOT in given else given)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,8 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
     "crops + dense": ("regions", "dense"),
 }
 """Parts of the evidence that the geometric ensemble is also measured on, one at a time and in pairs."""
+ALL_SYSTEMS = (*SYSTEMS, ENSEMBLE, ORACLE_MASKS, ORACLE_CLASSES)
+"""Every system there is; which ones an evaluation has follows from its parts."""
 
 
 def systems(segmenter: Segmenter, wanted: list[str]) -> dict[str, Ensemble]:

@@ -15,7 +15,8 @@ from twostage.data import catalog
 from twostage.data.sample import Sample, SegmentationDataset
 from twostage.engine import distributed
 from twostage.engine.checkpoint import Checkpointer, CheckpointError
-from twostage.evaluation import provenance, report, runner
+from twostage.evaluation import expected, provenance, report, runner
+from twostage.evaluation.expected import Verdict
 from twostage.evaluation.runner import Outcome
 from twostage.segmenter import Words
 from twostage.systems import ENSEMBLE, systems
@@ -35,7 +36,9 @@ def evaluate(config: Config, resume: bool = False) -> dict[str, Outcome]:
     if not config.datasets.test:
         raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
     tests = [catalog.get(name, config.datasets.root) for name in config.datasets.test]
-    return measure(Builder(config), tests)
+    outcomes = measure(Builder(config), tests)
+    expected.require_met(_verdicts(config, outcomes))
+    return outcomes
 
 
 def measure(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Outcome]:
@@ -43,6 +46,7 @@ def measure(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Out
     config = builder.config
     segmenter = builder.segmenter()
     compared = systems(segmenter, config.test.systems)
+    expected.parse(config.test.expected_results, [test.name for test in tests], list(compared))
     outcomes = {}
     for dataset in tests:
         words = builder.words(dataset.vocabulary)
@@ -55,7 +59,19 @@ def measure(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Out
         if distributed.is_main():
             _report(builder, dataset, words, outcome, out)
         outcomes[dataset.name] = outcome
+    verdicts = _verdicts(config, outcomes)
+    if verdicts:
+        logger.info("Expected figures:\n%s", expected.format_verdicts(verdicts))
     return outcomes
+
+
+def _verdicts(config: Config, outcomes: Mapping[str, Outcome]) -> list[Verdict]:
+    """How the outcomes compare with TEST.EXPECTED_RESULTS; none where only some photos were looked at."""
+    if config.test.max_images:
+        return []
+    wanted = expected.parse(config.test.expected_results)
+    here = [expectation for expectation in wanted if expectation.dataset in outcomes]
+    return expected.judge(here, {name: outcome.metrics for name, outcome in outcomes.items()})
 
 
 def _report(
@@ -70,6 +86,7 @@ def _report(
         "%s, %d photos, %.1f a second:\n%s", dataset.name, outcome.images, rate, report.summary_table(rows)
     )
     config = builder.config
+    verdicts = _verdicts(config, {dataset.name: outcome})
     path = report.write_results(
         out / "results.json",
         rows,
@@ -86,6 +103,7 @@ def _report(
         proposals={name: dataclasses.asdict(recall) for name, recall in outcome.recall.items()},
         images=outcome.images,
         seconds=outcome.seconds,
+        expected=[verdict.as_dict() for verdict in verdicts],
     )
     logger.info("Results in %s", path)
 

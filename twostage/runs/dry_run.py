@@ -1,0 +1,194 @@
+"""What a configuration means, without weights, data or a GPU: `train_net.py --dry-run`."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from twostage import registry
+from twostage.builder import Builder, shipped
+from twostage.clip.checks import ClipError
+from twostage.clip.model import ClipFacts, describe
+from twostage.config import Config, ConfigError, SlotConfig
+from twostage.data import catalog
+from twostage.data.errors import DatasetError
+from twostage.errors import TwostageError
+from twostage.evaluation import expected
+from twostage.systems import ALL_SYSTEMS
+
+SLOTS = {
+    "proposals": "proposals",
+    "classifier": "classifiers",
+    "dense": "dense",
+    "pixels": "dense",
+    "ensemble": "ensembles",
+}
+"""Section of the configuration -> kind of component."""
+
+
+@dataclass
+class Plan:
+    """What was found. parts: lines on what will run; missing: files that have to be got first; wrong: errors
+    of the configuration itself; parameters: trainable numbers of each network.
+    """
+
+    parts: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    wrong: list[str] = field(default_factory=list)
+    parameters: dict[str, int] = field(default_factory=dict)
+
+    def format(self) -> str:
+        """For people: parts, then what is missing, then what is wrong."""
+        lines = list(self.parts)
+        lines += [f"missing: {line}" for line in self.missing]
+        lines += [f"WRONG: {line}" for line in self.wrong]
+        if not self.wrong:
+            lines.append(
+                "The configuration is right." + (" Get what is missing first." if self.missing else "")
+            )
+        return "\n".join(lines)
+
+
+def dry_run(config: Config) -> Plan:
+    """Resolves everything that a run would use; networks are built on the meta device."""
+    plan = Plan([f"task: {config.task}"])
+    clip = _clip(config, plan)
+    _networks(config, clip, plan)
+    for section, kind in SLOTS.items():
+        _component(section, kind, getattr(config, section), plan)
+    _prompts(config, plan)
+    _weights(config, plan)
+    for name in dict.fromkeys([*config.datasets.train, *config.datasets.test]):
+        _dataset(name, config, plan)
+    _expectations(config, plan)
+    return plan
+
+
+def _clip(config: Config, plan: Plan) -> ClipFacts | None:
+    options = config.clip
+    inside = options.pretrained == "checkpoint"
+    try:
+        facts = describe(options.model)
+    except ClipError as error:
+        plan.wrong.append(str(error))
+        return None
+    plan.parts.append(
+        f"CLIP: {options.model}, {options.pretrained or 'its own weights'}, {facts.parameters:,} parameters, "
+        f"joint width {facts.dim}, frozen"
+    )
+    if not inside:
+        try:
+            describe(options.model, options.pretrained or None)
+        except ClipError as error:
+            file = Path(options.pretrained)
+            there = bool(file.suffix) or len(file.parts) > 1
+            (plan.missing if there and not file.is_file() else plan.wrong).append(str(error))
+    elif not config.model.weights:
+        plan.wrong.append("CLIP.PRETRAINED checkpoint: there is no MODEL.WEIGHTS to take CLIP from.")
+    return facts
+
+
+def _networks(config: Config, clip: ClipFacts | None, plan: Plan) -> None:
+    if clip is None:
+        return
+    builder = Builder(config)
+    builder.device = torch.device("meta")
+    builder.embedding_dim = config.model.mask_former.get("embedding_dim", clip.dim)
+    makers: dict[str, Any] = {}
+    if config.proposals.name == "maskformer" or config.task in ("proposals", "self_training"):
+        makers["stage one"] = builder.network
+    for name, make in makers.items():
+        try:
+            with torch.device("meta"):
+                network: nn.Module = make()
+        except TwostageError as error:
+            plan.wrong.append(str(error))
+            continue
+        plan.parameters[name] = sum(p.numel() for p in network.parameters() if p.requires_grad)
+    if config.task == "prompts":
+        vectors = config.prompts.prefix + config.prompts.suffix
+        plan.parameters["prompt"] = vectors * clip.text_width
+    plan.parts += [f"{name}: {count:,} trainable parameters" for name, count in plan.parameters.items()]
+
+
+def _component(section: str, kind: str, slot: SlotConfig, plan: Plan) -> None:
+    if not slot.name:
+        return
+    try:
+        component = registry.find(kind, slot.name)
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in slot.options.items()}
+        made = registry.make_config(component, options)
+    except TwostageError as error:
+        plan.wrong.append(f"{section.upper()}: {error}")
+        return
+    changed = [
+        f"{one.name.upper()}={getattr(made, one.name)}"
+        for one in dataclasses.fields(made)
+        if one.name in slot.options
+    ]
+    plan.parts.append(f"{section}: {slot.name} {' '.join(changed)}".rstrip())
+
+
+def _prompts(config: Config, plan: Plan) -> None:
+    options = config.clip
+    builder = Builder(config)
+    try:
+        if options.text_features:
+            count = f"text features of {options.text_features}"
+        elif options.prompt:
+            count = f"learned vectors of {options.prompt}"
+        else:
+            count = f"{len(builder.templates)} templates of {options.templates!r}"
+        if options.stage_one_templates:
+            count += f"; stage one: {len(builder.stage_one_templates)} of {options.stage_one_templates!r}"
+    except TwostageError as error:
+        plan.wrong.append(f"CLIP: {error}")
+        return
+    plan.parts.append(f"prompts: {count}")
+    for key in ("prompt", "text_features", "text_names"):
+        path = getattr(options, key)
+        if path and not Path(path).is_file():
+            plan.missing.append(f"CLIP.{key.upper()}: {path} is not there.")
+
+
+def _weights(config: Config, plan: Plan) -> None:
+    if not config.model.weights:
+        return
+    try:
+        path = Path(shipped(config.model.weights))
+    except ConfigError as error:
+        plan.wrong.append(str(error))
+        return
+    if path.is_file():
+        plan.parts.append(f"weights: {path}")
+    else:
+        plan.missing.append(f"MODEL.WEIGHTS: {path} is not there.")
+
+
+def _dataset(name: str, config: Config, plan: Plan) -> None:
+    try:
+        dataset = catalog.get(name, config.datasets.root)
+    except DatasetError as error:
+        known = name.startswith("folder:") or name.partition("@")[0] in catalog.names()
+        (plan.missing if known else plan.wrong).append(f"data set {name}: {error}")
+        return
+    seen = dataset.vocabulary.seen
+    flags = "" if seen is None else f", {sum(seen)} seen"
+    plan.parts.append(f"data set {name}: {len(dataset)} photos, {len(dataset.vocabulary)} classes{flags}")
+
+
+def _expectations(config: Config, plan: Plan) -> None:
+    try:
+        rows = expected.parse(config.test.expected_results, config.datasets.test, ALL_SYSTEMS)
+    except ConfigError as error:
+        plan.wrong.append(str(error))
+        return
+    plan.parts += [
+        f"expected: {row.dataset}, {row.system}, {row.metric} {row.percent:g} +- {row.tolerance:g}"
+        for row in rows
+    ]
