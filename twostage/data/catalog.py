@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
+from twostage.data.benchmarks import BENCHMARKS, SEEN_ONLY
 from twostage.data.errors import DatasetError
 from twostage.data.sample import SegmentationDataset
 from twostage.vocabulary import nearest
@@ -19,15 +20,17 @@ _BUILT_IN: dict[str, tuple[str, dict[str, str]]] = {
     "shapes_val": ("twostage.data.shapes.dataset:build", {"split": "val"}),
     "shapes_test": ("twostage.data.shapes.dataset:build", {"split": "test"}),
 }
+_BENCHMARKS = (*BENCHMARKS, *(f"{name}{SEEN_ONLY}" for name in ("coco_stuff_train", "voc_train")))
 _registered: dict[str, Factory] = {}
 
 
 def names() -> list[str]:
     """Every known name, sorted; "folder:PATH" and "folder:PATH@SPLIT" are understood besides.
 
-    The drawn sets take a seed, as in "shapes_test@1": other scenes of the same kind.
+    The benchmarks are those of twostage.data.benchmarks. The drawn sets take a seed, as in "shapes_test@1":
+    other scenes of the same kind.
     """
-    return sorted({*_BUILT_IN, *_registered})
+    return sorted({*_BUILT_IN, *_BENCHMARKS, *_registered})
 
 
 def register(name: str, factory: Factory) -> None:
@@ -58,6 +61,10 @@ def get(name: str, root: str | Path | None = None) -> SegmentationDataset:
         return _folder(name.removeprefix(_FOLDER_PREFIX), base)
     if name in _registered:
         return _registered[name](base)
+    if name in _BENCHMARKS:
+        from twostage.data.prepared import build as build_benchmark
+
+        return build_benchmark(name, base)
     stem, _, seed = name.partition("@")
     if stem in _BUILT_IN and (seed.isdecimal() or name == stem):
         target, arguments = _BUILT_IN[stem]
