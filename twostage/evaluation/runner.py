@@ -62,7 +62,8 @@ def evaluate(
 
     systems: name -> ensemble over the segmenter's evidence; the two oracle names may be added with any
     ensemble that weighs regions alone. max_images: 0 takes all. Seen and unseen are reported by the flags of
-    the data set, or where it has none by those of `words`, which the ensembles follow.
+    the data set, or where it has none by those of `words`, which the ensembles follow; named groups of
+    classes by its `subsets`, where it has that attribute (name -> positions in the vocabulary).
 
     Raises:
         TwostageError: no photos, or a photo without ground truth (named).
@@ -91,7 +92,8 @@ def evaluate(
             )
     merged = _gathered(tally)
     judged = dataset.vocabulary if dataset.vocabulary.seen is not None else words.vocabulary
-    metrics = {name: compute(matrix, judged) for name, matrix in merged.confusions.items()}
+    groups = getattr(dataset, "subsets", None)
+    metrics = {name: compute(matrix, judged, groups) for name, matrix in merged.confusions.items()}
     recall = merged.recall.summary(judged) if segmenter.proposals is not None else {}
     return Outcome(metrics, recall, total, time.monotonic() - started)
 
