@@ -10,7 +10,15 @@ from torch import nn
 from toy_task import Network
 
 from twostage.config import SolverConfig
-from twostage.engine.optimizer import PolySchedule, build_optimizer, clip_gradients, group_parameters, trained
+from twostage.engine.optimizer import (
+    PolySchedule,
+    Schedule,
+    build_optimizer,
+    build_schedule,
+    clip_gradients,
+    group_parameters,
+    trained,
+)
 from twostage.errors import TwostageError
 
 
@@ -98,3 +106,55 @@ def test_small_gradients_and_no_limit_stay(limit: float) -> None:
     parameter.grad = torch.tensor([3.0, 4.0])
     assert math.isclose(float(clip_gradients([parameter], limit)), 5.0)
     assert parameter.grad.tolist() == [3.0, 4.0]
+
+
+def test_sgd_and_cosine_by_hand() -> None:
+    """Two steps of one number with momentum and decay, at rates that a pocket calculator gives."""
+    solver = SolverConfig(
+        optimizer="sgd", momentum=0.5, base_lr=0.1, weight_decay=0.01, schedule="cosine", max_iter=4
+    )
+    number = nn.Parameter(torch.tensor([2.0]))
+    optimizer = build_optimizer([{"name": "a", "params": [number], "weight_decay": 0.01}], solver)
+    assert isinstance(optimizer, torch.optim.SGD)
+    schedule = build_schedule(optimizer, solver)
+    assert [schedule.factor(i) for i in range(5)] == pytest.approx(
+        [1.0, 0.853553, 0.5, 0.146447, 0.0], abs=1e-6
+    )
+    expected, speed = 2.0, 0.0
+    for iteration, rate in enumerate((0.1, 0.0853553)):
+        assert schedule.set(iteration) == pytest.approx(rate)
+        number.grad = torch.tensor([3.0])
+        optimizer.step()
+        speed = 0.5 * speed + 3.0 + 0.01 * expected
+        expected -= rate * speed
+        assert number.item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_constant_warm_up_as_prompts_are_learned() -> None:
+    solver = SolverConfig(
+        base_lr=0.02,
+        schedule="cosine",
+        max_iter=16000,
+        warmup_iters=100,
+        warmup_factor=0.005,
+        warmup_method="constant",
+    )
+    schedule = build_schedule(build_optimizer(group_parameters(Network(0.0), solver), solver), solver)
+    assert schedule.set(0) == pytest.approx(1e-4)
+    assert schedule.set(99) == pytest.approx(1e-4, rel=1e-3)
+    assert schedule.set(100) == pytest.approx(0.02, rel=1e-3)
+    assert schedule.set(8000) == pytest.approx(0.01)
+    assert schedule.set(16000) == pytest.approx(0.0, abs=1e-9)
+
+
+def test_changes_of_the_schedule_are_told() -> None:
+    def made(solver: SolverConfig) -> Schedule:
+        return build_schedule(build_optimizer(group_parameters(Network(0.0), solver), solver), solver)
+
+    poly, cosine = made(SolverConfig()), made(SolverConfig(schedule="cosine"))
+    assert isinstance(poly, PolySchedule)
+    assert poly.changes(poly.state_dict()) == []
+    assert cosine.changes(poly.state_dict()) == ["schedule None -> cosine"]
+    assert poly.changes(cosine.state_dict()) == ["power None -> 0.9"]
+    rising = made(SolverConfig(warmup_method="constant"))
+    assert rising.changes(poly.state_dict()) == ["warmup_method None -> constant"]

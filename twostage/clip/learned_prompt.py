@@ -210,7 +210,7 @@ class LearnedPrompt(nn.Module):
 def learned_text_bank(
     clip: PromptableClip, vocabulary: Vocabulary, prompt: LearnedPrompt, logit_scale: LogitScale = "paper"
 ) -> TextBank:
-    """Every name of a vocabulary in the learned prompt, synonyms as rows: what build_text_bank is to templates.
+    """Every name of a vocabulary in the learned prompt, synonyms as rows; build_text_bank's counterpart.
 
     logit_scale: "paper" (100), "model" (what the model learned) or a number.
 

@@ -1,9 +1,8 @@
-"""AdamW as mask transformers use it: parameter groups, polynomial learning rate, clipping of the whole
-model.
-"""
+"""Parameter groups, AdamW or SGD, the learning rate's fall and warm-up, clipping of the whole model."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -55,47 +54,66 @@ def _decay(owner: nn.Module, solver: SolverConfig) -> tuple[str, float]:
     return "weight", solver.weight_decay
 
 
-def build_optimizer(groups: list[dict[str, Any]], solver: SolverConfig) -> torch.optim.AdamW:
-    """AdamW with betas 0.9 and 0.999, eps 1e-8, over groups as group_parameters makes them.
+def build_optimizer(groups: list[dict[str, Any]], solver: SolverConfig) -> torch.optim.Optimizer:
+    """SOLVER.OPTIMIZER over groups as group_parameters makes them.
+
+    AdamW has betas 0.9 and 0.999, eps 1e-8; SGD has SOLVER.MOMENTUM.
 
     Raises:
         TwostageError: there is nothing to train.
     """
     if not any(len(list(group["params"])) for group in groups):
         raise TwostageError("Nothing to train: every parameter is frozen. Check the options of the model.")
-    return torch.optim.AdamW(
-        [{**group, "lr": solver.base_lr * group.get("lr_factor", 1.0)} for group in groups],
-        lr=solver.base_lr,
-        weight_decay=solver.weight_decay,
-    )
+    rated = [{**group, "lr": solver.base_lr * group.get("lr_factor", 1.0)} for group in groups]
+    if solver.optimizer == "sgd":
+        return torch.optim.SGD(
+            rated, lr=solver.base_lr, momentum=solver.momentum, weight_decay=solver.weight_decay
+        )
+    return torch.optim.AdamW(rated, lr=solver.base_lr, weight_decay=solver.weight_decay)
 
 
-class PolySchedule:
-    """Factor on every learning rate: (1 - i / max_iter) ** power, times a linear rise in the first
-    warmup_iters.
+def build_schedule(optimizer: torch.optim.Optimizer, solver: SolverConfig) -> Schedule:
+    """What SOLVER.SCHEDULE says."""
+    return (CosineSchedule if solver.schedule == "cosine" else PolySchedule)(optimizer, solver)
 
-    It follows from the iteration alone; its state holds the constants, so that a resumed run can tell if
-    they changed.
+
+class Schedule:
+    """Factor on every learning rate: a fall to zero at max_iter, times the warm-up in the first warmup_iters.
+
+    The warm-up rises linearly from warmup_factor to 1, or stays at warmup_factor ("constant"). The factor
+    follows from the iteration alone; the state holds the constants, so that a resumed run can tell if they
+    changed.
     """
 
     def __init__(self, optimizer: torch.optim.Optimizer, solver: SolverConfig) -> None:
         self._optimizer = optimizer
         self._base = solver.base_lr
-        self._constants = {
+        self._constants: dict[str, Any] = {
             "max_iter": solver.max_iter,
-            "power": solver.poly_power,
+            **self._shape(solver),
             "warmup_iters": solver.warmup_iters,
             "warmup_factor": solver.warmup_factor,
         }
+        if solver.warmup_method != "linear":
+            self._constants["warmup_method"] = solver.warmup_method
+
+    def _shape(self, solver: SolverConfig) -> dict[str, Any]:
+        """The constants of this kind of fall."""
+        raise NotImplementedError
+
+    def _fallen(self, iteration: int) -> float:
+        """The factor without warm-up."""
+        raise NotImplementedError
 
     def factor(self, iteration: int) -> float:
         """The factor of update `iteration`, counted from 0."""
         limits = self._constants
-        decayed = max(0.0, 1.0 - iteration / limits["max_iter"]) ** limits["power"]
+        fallen = self._fallen(iteration)
         if iteration >= limits["warmup_iters"]:
-            return float(decayed)
-        progress = iteration / limits["warmup_iters"]
-        return float(decayed * (limits["warmup_factor"] * (1.0 - progress) + progress))
+            return float(fallen)
+        constant = limits.get("warmup_method") == "constant"
+        progress = 0.0 if constant else iteration / limits["warmup_iters"]
+        return float(fallen * (limits["warmup_factor"] * (1.0 - progress) + progress))
 
     def set(self, iteration: int) -> float:
         """Sets the rates of every group for this update and returns that of factor one."""
@@ -115,6 +133,27 @@ class PolySchedule:
             for name, value in self.state_dict().items()
             if stored.get(name) != value
         ]
+
+
+class PolySchedule(Schedule):
+    """(1 - i / max_iter) ** power."""
+
+    def _shape(self, solver: SolverConfig) -> dict[str, Any]:
+        return {"power": solver.poly_power}
+
+    def _fallen(self, iteration: int) -> float:
+        fallen: float = max(0.0, 1.0 - iteration / self._constants["max_iter"]) ** self._constants["power"]
+        return fallen
+
+
+class CosineSchedule(Schedule):
+    """(1 + cos(pi i / max_iter)) / 2 (Loshchilov and Hutter, "SGDR", 2017)."""
+
+    def _shape(self, solver: SolverConfig) -> dict[str, Any]:
+        return {"schedule": "cosine"}
+
+    def _fallen(self, iteration: int) -> float:
+        return 0.5 * (1.0 + math.cos(math.pi * min(1.0, iteration / self._constants["max_iter"])))
 
 
 def clip_gradients(parameters: Iterable[Tensor], max_norm: float) -> Tensor:

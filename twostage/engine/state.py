@@ -12,7 +12,7 @@ import twostage
 from twostage.config import Config, diff_configs, dump_config, parse_config
 from twostage.engine import distributed
 from twostage.engine.checkpoint import Checkpointer, CheckpointError, read_checkpoint
-from twostage.engine.optimizer import PolySchedule, build_optimizer
+from twostage.engine.optimizer import build_optimizer, build_schedule
 from twostage.engine.seeding import rng_state, set_rng_state
 from twostage.interfaces import Task
 
@@ -27,7 +27,7 @@ class RunState:
     def __init__(self, task: Task, config: Config, device: torch.device) -> None:
         self.task, self.config = task, config
         self.optimizer = build_optimizer(task.parameter_groups(), config.solver)
-        self.schedule = PolySchedule(self.optimizer, config.solver)
+        self.schedule = build_schedule(self.optimizer, config.solver)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.solver.amp == "fp16")
         self.checkpoints = Checkpointer(config.output_dir, config.solver.checkpoints_to_keep)
 
@@ -97,6 +97,11 @@ class RunState:
     def _load_optimizer(self, stored: dict[str, Any], path: Path) -> None:
         """The moments of the checkpoint, the constants of the configuration."""
         fresh = self.optimizer.state_dict()["param_groups"]
+        if any(("betas" in group) != ("betas" in fresh[0]) for group in stored["param_groups"]):
+            raise CheckpointError(
+                f"{path} was written with another SOLVER.OPTIMIZER than {self.config.solver.optimizer}. "
+                "Resume with the one of the run, or start anew from these weights with MODEL.WEIGHTS."
+            )
         expected = {group["name"]: len(group["params"]) for group in fresh}
         got = {group.get("name"): len(group["params"]) for group in stored["param_groups"]}
         if expected != got:
