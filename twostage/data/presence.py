@@ -22,8 +22,8 @@ logger = logging.getLogger(__name__)
 
 
 def index_path(label_folder: Path) -> Path:
-    """The index of a folder of label maps: FOLDER.classes.json, beside it."""
-    return label_folder.with_name(f"{label_folder.name}.classes.json")
+    """The index of a folder of label maps: FOLDER.json, beside it; preparation writes it too."""
+    return label_folder.with_name(f"{label_folder.name}.json")
 
 
 def write_index(label_folder: Path, present: Mapping[str, Sequence[int]]) -> Path:
