@@ -79,9 +79,9 @@ class TrainLoader:
         loader = DataLoader(
             self._crops,
             batch_size=None,
-            sampler=_Iterations(self._start),
+            sampler=Iterations(self._start),
             num_workers=self._num_workers,
-            worker_init_fn=_quiet_worker,
+            worker_init_fn=quiet_worker,
             generator=torch.Generator(),  # of its own, or the global one would depend on when we start
         )
         for made in loader:
@@ -159,7 +159,7 @@ class _Crops(Dataset):
 
     def _sample(self, place: int) -> Sample:
         count = len(self.dataset)
-        index = int(_order(self.seed, place // count, count)[place % count])
+        index = int(epoch_order(self.seed, place // count, count)[place % count])
         for attempt in range(count):
             try:
                 return self.dataset[(index + attempt) % count]
@@ -170,7 +170,7 @@ class _Crops(Dataset):
         raise DataError(f"{self.dataset.name}: not one of its {count} samples can be read.")
 
 
-class _Iterations(Sampler[int]):
+class Iterations(Sampler[int]):
     """start, start + 1, ..."""
 
     def __init__(self, start: int) -> None:
@@ -181,11 +181,11 @@ class _Iterations(Sampler[int]):
 
 
 @functools.lru_cache(maxsize=4)
-def _order(seed: int, epoch: int, count: int) -> np.ndarray:
+def epoch_order(seed: int, epoch: int, count: int) -> np.ndarray:
     """The order in which an epoch visits the samples."""
     return np.random.default_rng([seed, 0, epoch]).permutation(count)
 
 
-def _quiet_worker(_: int) -> None:
+def quiet_worker(_: int) -> None:
     """One thread a worker: OpenCV's own pool neither helps small images nor survives a fork."""
     cv2.setNumThreads(0)
