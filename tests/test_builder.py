@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,12 @@ from twostage import build, builder, systems
 from twostage.builder import Builder, Trained, shipped, trained_names
 from twostage.clip.model import ClipModel
 from twostage.config import Config, ConfigError, load_config, parse_config
+from twostage.data import catalog
+from twostage.data.shapes.dataset import ShapesDataset
 from twostage.engine.checkpoint import CheckpointError, write_weights
 from twostage.ensembles.geometric import GeometricEnsemble
 from twostage.errors import TwostageError
+from twostage.evaluation.expected import UnexpectedResultError
 from twostage.evaluation.runner import ORACLE_CLASSES, ORACLE_MASKS
 from twostage.maskformer.criterion import Criterion, LossConfig
 from twostage.proposals.maskformer import MaskFormerProposals
@@ -206,6 +210,27 @@ def test_a_network_at_hand_needs_no_file(tmp_path: Path) -> None:
     assert maker.words(PETS).vocabulary.seen == (False, True)
 
 
+def test_who_says_what_was_seen(tmp_path: Path) -> None:
+    """The checkpoint by default, by name and what means the same; the data set with TEST.SEEN dataset."""
+    words = Vocabulary((("sofa",), ("tvmonitor",), ("cow",)), (False, True, True))
+    settled = config(tmp_path, NETWORK)
+    trained = Trained(Builder(settled).network(), ("couch", "tv"))
+    assert Builder(settled, trained).words(words).vocabulary.seen == (True, True, False)
+    paper = Builder(config(tmp_path, NETWORK, "TEST.SEEN=dataset"), trained)
+    assert paper.words(words).vocabulary.seen == (False, True, True)
+    assert paper.words(PETS).vocabulary.seen is None, "without flags every class follows the unseen rule"
+
+
+def test_stage_one_has_its_own_templates(tmp_path: Path) -> None:
+    settled = config(tmp_path, "", "CLIP.TEMPLATES=a {}.", "CLIP.STAGE_ONE_TEMPLATES=a painting of a {}.")
+    words = Builder(settled).words(PETS)
+    alone = Builder(config(tmp_path, "", "CLIP.TEMPLATES=a painting of a {}.")).words(PETS)
+    assert words.stage_one is not None
+    assert alone.stage_one is None
+    torch.testing.assert_close(words.stage_one.features, alone.text.features)
+    assert not torch.allclose(words.stage_one.features, words.text.features)
+
+
 def test_weights_that_do_not_fit(tmp_path: Path) -> None:
     path = weights(tmp_path, tmp_path / "w")
     with pytest.raises(CheckpointError, match=r"mine\.safetensors"):
@@ -320,6 +345,31 @@ def test_an_evaluation_leaves_its_files(tmp_path: Path) -> None:
     out = tmp_path / "run" / "inference"
     assert (out / "results.json").is_file()
     assert [path.name for path in (out / "overlays").iterdir()] == ["val_000000.png"]
+
+
+@pytest.mark.parametrize(("percent", "met"), [(99.9, False), (50.0, True)])
+def test_expected_figures_are_checked_once_the_results_are_written(
+    tmp_path: Path, percent: float, met: bool
+) -> None:
+    few = ShapesDataset("val", length=2)
+    few.name = f"few_{met}"
+    catalog.register(few.name, lambda root: few)
+    rows = f"[[few_{met}, ensemble, pAcc, {percent}, {50 if met else 0}]]"
+    where = [f"OUTPUT_DIR={tmp_path / 'run'}", f"DATASETS.TEST=[few_{met}]"]
+    settled = config(tmp_path, "", *where, f"TEST.EXPECTED_RESULTS={rows}")
+    if met:
+        build.evaluate(settled)
+    else:
+        with pytest.raises(UnexpectedResultError, match=r"expected 99.9 \+- 0, got .*: NOT MET"):
+            build.evaluate(settled)
+    stored = json.loads((tmp_path / "run" / "inference" / "results.json").read_text())
+    assert [row["met"] for row in stored["expected"]] == [met]
+
+
+def test_expected_figures_are_not_asked_of_a_part_of_the_photos(tmp_path: Path) -> None:
+    rows = "TEST.EXPECTED_RESULTS=[[shapes_val, ensemble, pAcc, 0.0, 0]]"
+    words = [f"OUTPUT_DIR={tmp_path / 'run'}", "DATASETS.TEST=[shapes_val]", "TEST.MAX_IMAGES=1", rows]
+    build.evaluate(config(tmp_path, "", *words))
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,8 @@ from twostage.errors import TwostageError
 from twostage.evaluation.runner import ORACLE_CLASSES, ORACLE_MASKS, evaluate, labels_at, true_masks
 from twostage.proposals.oracle import OracleProposals
 from twostage.segmenter import Segmenter, TestSize, Words
-from twostage.types import Segmentation
+from twostage.types import Evidence, Segmentation
+from twostage.vocabulary import Vocabulary
 
 DATA = ShapesDataset("val", length=3)
 WORDS = Words(DATA.vocabulary, bank(20))
@@ -66,6 +68,22 @@ def test_the_numbers_are_those_of_a_loop(size: int) -> None:
     if size == 0:
         assert outcome.recall["all"].masks == len(best)
         assert outcome.recall["all"].mean_best_iou == pytest.approx(100 * np.mean(best))
+
+
+def test_reports_follow_the_data_set_and_ensembles_the_words() -> None:
+    """A student that was trained on every class is still judged on what the data set calls unseen."""
+    everything = replace(DATA.vocabulary, seen=(True,) * 20)
+    told: list[Vocabulary] = []
+
+    class Listening(GeometricEnsemble):
+        def merge(self, evidence: Evidence, vocabulary: Vocabulary) -> Segmentation:
+            told.append(vocabulary)
+            return super().merge(evidence, vocabulary)
+
+    outcome = evaluate(system(), DATA, Words(everything, bank(20)), {"mine": Listening(PLAIN.config)})
+    assert {vocabulary.seen for vocabulary in told} == {everything.seen}
+    assert [one.seen for one in outcome.metrics["mine"].classes] == list(DATA.vocabulary.seen or ())
+    assert outcome.metrics["mine"].hIoU is not None
 
 
 def test_true_masks_are_the_ceiling() -> None:

@@ -16,6 +16,7 @@ from twostage.clip.model import ClipModel
 from twostage.clip.prompts import SLOT, load_templates
 from twostage.clip.text_bank import build_text_bank, load_text_bank
 from twostage.config import Config, ConfigError, SlotConfig
+from twostage.data import same_words
 from twostage.engine.checkpoint import load_strictly, read_checkpoint
 from twostage.engine.distributed import pick_device
 from twostage.maskformer.config import MaskFormerConfig
@@ -189,7 +190,7 @@ class Builder:
         """
         by_name = self.config.test.seen == "checkpoint" and self.config.proposals.name == "maskformer"
         if by_name and self.trained.names:
-            vocabulary = vocabulary.with_seen(self.trained.names)
+            vocabulary = vocabulary.with_seen(self.trained.names, same_words.forms)
         separate = bool(self.config.clip.stage_one_templates)
         stage_one = self.stage_one_text(vocabulary) if separate else None
         return Words(vocabulary, self.text(vocabulary), stage_one)

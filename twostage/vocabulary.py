@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -129,7 +129,15 @@ class Vocabulary:
             )
         return self.subset([p for p, flag in enumerate(self.seen) if flag])
 
-    def with_seen(self, trained: Iterable[str]) -> Vocabulary:
-        """The same classes, flagged seen where any of their names is among the trained ones."""
-        known = {name.strip() for name in trained}
-        return replace(self, seen=tuple(any(name in known for name in synonyms) for synonyms in self.names))
+    def with_seen(
+        self, trained: Iterable[str], forms: Callable[[str], Iterable[str]] = lambda name: (name.strip(),)
+    ) -> Vocabulary:
+        """The same classes, flagged seen where any of their names is among the trained ones.
+
+        forms: what a name may be matched by; by default the name itself.
+        """
+        known = {form for name in trained for form in forms(name)}
+        seen = tuple(
+            any(form in known for name in synonyms for form in forms(name)) for synonyms in self.names
+        )
+        return replace(self, seen=seen)

@@ -85,7 +85,8 @@ def _parse_row(where: str, row: Any, datasets: Names, systems: Names) -> Expecta
         raise ConfigError(
             f"{where}: expected a percentage of 0 to 100 and a tolerance of 0 or more, got {numbers!r}."
         )
-    return Expectation(*names, float(numbers[0]), float(numbers[1]))
+    dataset, system, metric = names
+    return Expectation(dataset, system, metric, float(numbers[0]), float(numbers[1]))
 
 
 def judge(
