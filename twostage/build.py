@@ -26,6 +26,10 @@ def evaluate(config: Config, resume: bool = False) -> dict[str, Any]:
     """
     from twostage.runs import evaluation
 
+    if resume and config.task == "self_training":
+        from twostage.runs.self_training import finished
+
+        config = finished(config)
     return dict(evaluation.evaluate(config, resume))
 
 

@@ -1,8 +1,10 @@
 """Options of self-training."""
+# ruff: noqa: RUF009  option() makes a dataclass field, which is what a default may be
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from twostage.config.option import option
 
@@ -12,6 +14,36 @@ class SelfTrainingConfig:
     """Learning from one's own labels of the unseen classes (TASK self_training)."""
 
     prior: bool = option(
-        True, "Label what has no seen ground truth with unseen classes only; false: with any"
+        True,
+        "Label every pixel without ground truth of a seen class (ignored or unseen: training cannot tell "
+        "them apart) with unseen classes only; false: with any class",
+    )
+    score: str = option(
+        "share",
+        "The probability that REJECT_THRESHOLD speaks of: the label's share of what all classes have at the "
+        "pixel, of what the classes have that may win there, or the paper's softmax over the class map",
+        choices=("share", "posterior", "softmax"),
     )
     reject_threshold: float = option(0.0, "Pixels whose label is less probable become void", least=0, most=1)
+    beaten: str = option(
+        "keep",
+        "With PRIOR, what becomes of a pixel where a seen class has more than the best unseen one: keep the "
+        "unseen one (the paper), or void, for data with a background that no class names",
+        choices=("keep", "void"),
+    )
+    max_images: int = option(
+        0, "Label and learn only so many training photos, evenly spread; 0 takes all", least=0
+    )
+    start: str = option(
+        "scratch",
+        "What the student starts from: fresh weights or the teacher's",
+        choices=("scratch", "teacher"),
+    )
+    max_iter: int = option(0, "Updates of the student; 0 takes SOLVER.MAX_ITER", least=0)
+    base_lr: float = option(0.0, "Learning rate of the student; 0 takes SOLVER.BASE_LR", least=0)
+    ensemble: dict[str, Any] = option(
+        {}, "ENSEMBLE.OPTIONS that change when the student is measured, for it knows more classes"
+    )
+    rounds: int = option(
+        1, "How often labelling and learning are done, each student labelling for the next", least=1
+    )

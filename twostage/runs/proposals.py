@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from twostage.builder import Builder, Trained, shipped
@@ -19,19 +20,32 @@ logger = logging.getLogger(__name__)
 
 def train(config: Config, resume: bool = False) -> Path:
     """Train stage one on the seen classes of DATASETS.TRAIN, measure on DATASETS.TEST; gives the weights."""
+    return learn(Data.of(ready(config)), resume)
+
+
+def ready(config: Config) -> Config:
+    """The same with MODEL.WEIGHTS as a file and SOLVER.AMP decided."""
     if config.model.weights:
         found = str(shipped(config.model.weights))
         config = dataclasses.replace(config, model=dataclasses.replace(config.model, weights=found))
-    config = settled(config)
-    data = Data.of(config)
+    return settled(config)
+
+
+def learn(data: Data, resume: bool = False, pseudo: Sequence[str] = (), evaluated: bool = True) -> Path:
+    """Train stage one on `data`, whose configuration is `ready`; gives the weights.
+
+    pseudo: names of the classes whose labels come from a model, for the checkpoint; evaluated: measure on
+    DATASETS.TEST as TEST.EVAL_PERIOD says and at the end.
+    """
+    config = data.config
     builder = Builder(config)
     network = builder.network()
     text = builder.stage_one_text(data.vocabulary)
-    task = ProposalTask(network, Criterion(_losses(config)), text, data.vocabulary, config.solver)
+    task = ProposalTask(network, Criterion(_losses(config)), text, data.vocabulary, config.solver, pseudo)
     builder.trained = Trained(network, data.vocabulary.every_name)
     data.refuse_what_evaluation_would(builder)
     data.announce(network)
-    return Trainer(task, data.batches, config, data.measure(builder)).run(resume)
+    return Trainer(task, data.batches, config, data.measure(builder) if evaluated else None).run(resume)
 
 
 def _losses(config: Config) -> LossConfig:

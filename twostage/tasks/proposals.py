@@ -5,7 +5,7 @@ only labels.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,8 @@ class ProposalTask:
     vocabulary.
 
     text: one row or more for each class of `vocabulary`, which holds the trained (seen) classes only and
-    whose order the class numbers of the batches follow.
+    whose order the class numbers of the batches follow; pseudo: names of the classes among them whose labels
+    a model made, which the checkpoint remembers.
 
     Raises:
         VocabularyError: the text bank is not one of this vocabulary.
@@ -40,13 +41,14 @@ class ProposalTask:
         text: TextBank,
         vocabulary: Vocabulary,
         solver: SolverConfig,
+        pseudo: Sequence[str] = (),
     ) -> None:
         if text.num_classes != len(vocabulary):
             raise VocabularyError(
                 f"ProposalTask: text of {text.num_classes} classes, a vocabulary of {len(vocabulary)}."
             )
         self._network, self._criterion, self._solver = network, criterion, solver
-        self.vocabulary = vocabulary
+        self.vocabulary, self.pseudo = vocabulary, tuple(pseudo)
         self._text = text.to(self.device)
 
     @property
@@ -74,10 +76,16 @@ class ProposalTask:
         return group_parameters(self._network, self._solver)
 
     def state_dict(self) -> dict[str, Any]:
-        """{"model": tensors, "vocabulary": {"names": synonyms of each class}, "network": its options}."""
+        """{"model": tensors, "vocabulary": {"names": synonyms of each class}, "network": its options}.
+
+        The vocabulary also says "pseudo", names of classes, where a model made some of the labels.
+        """
+        words: dict[str, Any] = {"names": [list(synonyms) for synonyms in self.vocabulary.names]}
+        if self.pseudo:
+            words["pseudo"] = list(self.pseudo)
         return {
             "model": self._network.state_dict(),
-            "vocabulary": {"names": [list(synonyms) for synonyms in self.vocabulary.names]},
+            "vocabulary": words,
             "network": dataclasses.asdict(self._network.config),
         }
 

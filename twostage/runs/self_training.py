@@ -1,0 +1,219 @@
+"""Self-training in one go: a teacher, its labels for the unseen classes, a student that learns from them.
+
+After section 3.4 of "A Simple Baseline for Open-Vocabulary Semantic Segmentation with Pre-trained
+Vision-language Model" (Xu et al., ECCV 2022). OUTPUT_DIR/teacher, labels and student hold one step
+each; every step, and what is finished within one, is kept when the run is resumed. Further rounds are
+labels_2 and student_2.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from twostage.builder import Builder
+from twostage.config import Config, ConfigError, dump_config
+from twostage.data.atomic import replacing
+from twostage.data.loader import training_vocabulary
+from twostage.data.pseudo import PseudoLabelled, evenly
+from twostage.data.sample import SegmentationDataset
+from twostage.download import digest_of
+from twostage.engine import distributed
+from twostage.evaluation import report
+from twostage.runs import evaluation, proposals
+from twostage.runs.manifest import MANIFEST, StaleError, claim, label_facts
+from twostage.runs.pseudo_labels import count, label_photos
+from twostage.runs.self_training_report import Round, write_report
+from twostage.runs.training import Data
+
+logger = logging.getLogger(__name__)
+
+MAPS = "maps"
+COUNTS = "counts.json"
+MEASURED = "measured.json"
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Teacher (trained, or MODEL.WEIGHTS), labels, student, and both measured; gives the student's weights.
+
+    Raises:
+        ConfigError: the options cannot be meant so. StaleError: OUTPUT_DIR holds the steps of another run.
+        TrainingInterrupted: a signal asked to stop; --resume goes on.
+    """
+    config = proposals.ready(config)
+    data = Data.of(config)
+    seen = _seen_flags(config, data.train)
+    if not resume:
+        _refuse_leftovers(config)
+    teacher = _teacher(data, resume)
+    systems = {"teacher": _rows(teacher, data.tests)}
+    rounds = []
+    for number in range(1, config.self_training.rounds + 1):
+        photos, counts = _labels(teacher, data.train, seen, step(config, "labels", number))
+        teacher = _student(config, teacher, data, photos, number, resume)
+        rounds.append(Round(number, counts))
+        systems[_numbered("student", number)] = _rows(teacher, data.tests)
+    if distributed.is_main():
+        write_report(config, data.train, systems, rounds)
+    return Path(teacher.model.weights)
+
+
+def finished(config: Config) -> Config:
+    """The configuration that measures the last student of a run in OUTPUT_DIR."""
+    number = max(
+        (n for n in range(1, config.self_training.rounds + 1) if step(config, "student", n).is_dir()),
+        default=1,
+    )
+    return _of_student(config, step(config, "student", number))
+
+
+def step(config: Config, name: str, number: int = 1) -> Path:
+    """The folder of a step: labels, student, labels_2, student_2, ..."""
+    return Path(config.output_dir, _numbered(name, number))
+
+
+def _numbered(name: str, number: int) -> str:
+    return name if number == 1 else f"{name}_{number}"
+
+
+def _seen_flags(config: Config, dataset: SegmentationDataset) -> tuple[bool, ...]:
+    """The flags of the training data, after everything that can be refused at once has been."""
+    if config.proposals.name != "maskformer":
+        raise ConfigError(
+            f"PROPOSALS.NAME is {config.proposals.name!r}, but self-training trains a maskformer: set it so."
+        )
+    flags = dataset.vocabulary.seen
+    if flags is None or all(flags):
+        raise ConfigError(
+            f"{dataset.name} has no unseen class, so there is nothing to label. Self-training needs data "
+            "whose class list says which classes are seen; train with TASK proposals instead."
+        )
+    training_vocabulary(dataset)
+    for more in ({"scores": True}, config.self_training.ensemble):  # labelling and the student need these
+        slot = dataclasses.replace(config.ensemble, options={**config.ensemble.options, **more})
+        Builder(config).component("ensembles", slot)
+    return flags
+
+
+def _refuse_leftovers(config: Config) -> None:
+    """A run that starts anew must not mix with, nor throw away, labels that took hours."""
+    for folder in (step(config, "labels"), step(config, "student")):
+        if (folder / MANIFEST).is_file():
+            raise StaleError(
+                f"{folder} holds results of an earlier run. Go on with --resume, remove the folder, or "
+                "choose another OUTPUT_DIR."
+            )
+    distributed.barrier()
+
+
+def _teacher(data: Data, resume: bool) -> Config:
+    """The configuration of the trained teacher: MODEL.WEIGHTS is its file, OUTPUT_DIR its folder."""
+    config, folder = data.config, Path(data.config.output_dir, "teacher")
+    # TEST.EXPECTED_RESULTS speaks of the result, the student.
+    test = dataclasses.replace(config.test, expected_results=[])
+    own = dataclasses.replace(config, output_dir=str(folder), test=test)
+    if config.model.weights:
+        logger.info("Teacher: %s is given by MODEL.WEIGHTS, so none is trained", config.model.weights)
+        return _quiet(own, config.model.weights)
+    logger.info("Teacher: training on the seen classes in %s", folder)
+    weights = proposals.learn(dataclasses.replace(data, config=own), resume, evaluated=_watched(own))
+    return _quiet(own, str(weights))
+
+
+def _labels(
+    teacher: Config, dataset: SegmentationDataset, seen: Sequence[bool], folder: Path
+) -> tuple[PseudoLabelled, dict[str, Any]]:
+    """The photos with their labels, made where they are missing, and what was counted in them."""
+    indices = evenly(len(dataset), teacher.self_training.max_images)
+    claim(folder, label_facts(teacher, dataset, indices), f"{MAPS}/*.png")
+    label_photos(teacher, dataset, indices, folder / MAPS)
+    photos = PseudoLabelled(dataset, folder / MAPS, indices)
+    counts = _kept(folder / COUNTS)
+    if counts is None:
+        counts = count(photos, seen)
+        _keep(folder / COUNTS, counts)
+    return photos, counts
+
+
+def _student(
+    config: Config, teacher: Config, data: Data, photos: PseudoLabelled, number: int, resume: bool
+) -> Config:
+    """The configuration of the trained student."""
+    options, folder = config.self_training, step(config, "student", number)
+    own = _of_student(config, folder)
+    start = teacher.model.weights if options.start == "teacher" else ""
+    solver = dataclasses.replace(
+        own.solver,
+        max_iter=options.max_iter or own.solver.max_iter,
+        base_lr=options.base_lr or own.solver.base_lr,
+    )
+    own = dataclasses.replace(own, solver=solver, model=dataclasses.replace(own.model, weights=start))
+    labels = step(config, "labels", number) / MANIFEST
+    claim(
+        folder,
+        {"labels": digest_of(labels), "start": digest_of(Path(start)) if start else "scratch"},
+        "*.pth",
+    )
+    taught = Data(own, photos, data.tests, photos.vocabulary)
+    unseen = [
+        n
+        for n, flag in zip(photos.vocabulary.shown, data.train.vocabulary.seen or (), strict=True)
+        if not flag
+    ]
+    logger.info("Student: training on all classes in %s, from %s", folder, start or "fresh weights")
+    return _quiet(own, str(proposals.learn(taught, resume, unseen, _watched(own))))
+
+
+def _of_student(config: Config, folder: Path) -> Config:
+    """The student's output folder and ensemble."""
+    options = {**config.ensemble.options, **config.self_training.ensemble}
+    ensemble = dataclasses.replace(config.ensemble, options=options)
+    return dataclasses.replace(config, output_dir=str(folder), ensemble=ensemble)
+
+
+def _watched(config: Config) -> bool:
+    """Whether to evaluate within the training; at its end it is done here, and kept."""
+    return 0 < config.test.eval_period < config.solver.max_iter
+
+
+def _quiet(config: Config, weights: str) -> Config:
+    return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights))
+
+
+def _rows(config: Config, tests: list[SegmentationDataset]) -> list[dict[str, Any]]:
+    """Rows of every system on DATASETS.TEST, kept in OUTPUT_DIR, measured anew for other weights."""
+    if not tests:
+        return []
+    weights = Path(config.model.weights)
+    anywhere = dataclasses.replace(config, output_dir="", model=dataclasses.replace(config.model, weights=""))
+    made_with = {"sha256": digest_of(weights), "config": dump_config(anywhere)}
+    path = Path(config.output_dir, MEASURED)
+    kept = _kept(path)
+    distributed.barrier()  # nobody writes before everybody has looked
+    if kept is not None and kept["made_with"] == made_with:
+        logger.info("%s was measured already", weights)
+        return list(kept["rows"])
+    outcomes = evaluation.measure(Builder(config), tests)
+    rows = [
+        report.row(system, metrics, dataset=dataset)
+        for dataset, outcome in outcomes.items()
+        for system, metrics in outcome.metrics.items()
+    ]
+    _keep(path, {"made_with": made_with, "rows": rows})
+    return rows
+
+
+def _kept(path: Path) -> Any:
+    """What _keep wrote, or None."""
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _keep(path: Path, content: Any) -> None:
+    if distributed.is_main():
+        with replacing(path) as stream:
+            stream.write(json.dumps(content, indent=1).encode())
+    distributed.barrier()
