@@ -21,6 +21,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "parts": (
         "clip",
         "maskformer",
+        "perpixel",
         "data",
         "visualize",
         "evaluation.confusion",
@@ -55,11 +56,12 @@ COMPONENT_FRIENDS = {"classifiers": {"dense"}}
 PARTS_KNOW = {
     "clip": set(),
     "maskformer": set(),
+    "perpixel": {"maskformer"},
     "data": set(),
     "visualize": {"data"},
     "evaluation": {"data", "evaluation"},
 }
-"""Which other parts a part may lean on: reading of files and errors of labels, nothing that computes."""
+"""Which other parts a part may lean on: reading of files, errors of labels, building blocks of a network."""
 
 ONLY_DOOR = {
     "open_clip": ("clip/model.py",),
