@@ -14,7 +14,7 @@ from torch import Tensor
 from twostage import registry
 from twostage.interfaces import DenseHead, Ensemble, ProposalGenerator, RegionClassifier
 from twostage.registry import ComponentError
-from twostage.types import VOID, DenseScores, Evidence, Proposals, RegionScores, TextBank
+from twostage.types import VOID, DenseScores, Evidence, PixelScores, Proposals, RegionScores, TextBank
 from twostage.vocabulary import Vocabulary
 
 SIZES = ((40, 56), (33, 48))
@@ -219,6 +219,9 @@ def test_dense_heads_cover_the_photo(name: str) -> None:
     assert head.predict(images[:1], bank(width_of(head), classes=1))[0].logits.shape[0] == 1
 
 
+ALL_PARTS = ("stage_one", "regions", "dense", "pixels")
+
+
 def evidence(classes: int, count: int = 4, size_hw: tuple[int, int] = (20, 30)) -> Evidence:
     """Every part present, masks at half size, one mask empty."""
     draw = torch.Generator().manual_seed(classes + count)
@@ -230,7 +233,13 @@ def evidence(classes: int, count: int = 4, size_hw: tuple[int, int] = (20, 30)) 
     )
     second = RegionScores(torch.randn(count, classes, generator=draw), valid)
     dense = DenseScores(torch.randn(classes, 5, 7, generator=draw))
-    return Evidence(size_hw, Proposals(masks, torch.ones(count), source="test"), first, second, dense)
+    pixels = PixelScores(
+        torch.randn(classes, 3, 4, generator=draw),
+        stride=4,
+        image_hw=(10, 15),
+        embeddings=torch.randn(6, 3, 4, generator=draw),
+    )
+    return Evidence(size_hw, Proposals(masks, torch.ones(count), source="test"), first, second, dense, pixels)
 
 
 def snapshot(item: Any) -> list[Tensor]:
@@ -248,18 +257,28 @@ def snapshot(item: Any) -> list[Tensor]:
 @pytest.mark.parametrize("classes", [1, 3, 300])
 @pytest.mark.parametrize("count", [0, 4])
 @pytest.mark.parametrize(
-    "parts", [("stage_one", "regions", "dense"), ("regions",), ("stage_one",), ("dense",)]
+    "parts",
+    [
+        ("stage_one", "regions", "dense"),
+        ("regions",),
+        ("stage_one",),
+        ("dense",),
+        ("pixels", "dense"),
+        ("pixels",),
+    ],
 )
 def test_ensembles_label_every_pixel(name: str, classes: int, count: int, parts: tuple[str, ...]) -> None:
     ensemble = tiny("ensembles", name)
     assert isinstance(ensemble, Ensemble)
     given = evidence(classes, count)
-    given = dataclasses.replace(
-        given, **{p: None for p in ("stage_one", "regions", "dense") if p not in parts}
-    )
+    given = dataclasses.replace(given, **{p: None for p in ALL_PARTS if p not in parts})
     before = snapshot(given)
     seen = tuple(position % 2 == 0 for position in range(classes))
     vocabulary = Vocabulary(tuple((f"class {position}",) for position in range(classes)), seen)
+    if not set(parts) & set(getattr(ensemble, "weighs", ALL_PARTS)):
+        with pytest.raises(ValueError, match="evidence"):
+            ensemble.merge(given, vocabulary)
+        return
     merged = ensemble.merge(given, vocabulary)
     assert merged.labels.shape == (20, 30)
     assert merged.labels.dtype == torch.int32
@@ -288,6 +307,7 @@ def test_a_sure_mask_gets_its_class(name: str) -> None:
         Proposals(masks, torch.ones(2)),
         RegionScores(sure, valid),
         RegionScores(sure, valid),
+        DenseScores(dense),
         DenseScores(dense),
     )
     labels = tiny("ensembles", name).merge(given, Vocabulary.from_words("a, b, c")).labels

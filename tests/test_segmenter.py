@@ -130,7 +130,7 @@ def test_no_photos_no_results() -> None:
 @pytest.mark.parametrize("classifier", [None, Recorder()])
 def test_something_has_to_look_at_the_photo(classifier: Recorder | None) -> None:
     with pytest.raises(
-        TwostageError, match=r"set PROPOSALS\.NAME or DENSE\.NAME \(see `twostage components`\)"
+        TwostageError, match=r"set PROPOSALS\.NAME, DENSE\.NAME or PIXELS\.NAME \(see `twostage components`\)"
     ):
         Segmenter(Recorder(), classifier=classifier)
 

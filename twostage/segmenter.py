@@ -43,7 +43,7 @@ class Segmenter:
     """Any proposals, any classifier, any dense head, any ensemble; what is None is left out.
 
     Raises:
-        TwostageError: nothing that could speak of pixels is there.
+        TwostageError: nothing that could speak of pixels is there, or the ensemble does not listen to it.
     """
 
     ensemble: Ensemble
@@ -53,12 +53,30 @@ class Segmenter:
     size: TestSize = TestSize()
     device: torch.device | None = None
     """Where the photos are looked at and merged, the parts' own device; None leaves them where they are."""
+    pixels: DenseHead | None = None
+    """A trained network that names pixels, in the place of stage one."""
 
     def __post_init__(self) -> None:
-        if self.proposals is None and self.dense is None:
+        if self.proposals is None and self.dense is None and self.pixels is None:
             raise TwostageError(
-                "A segmenter needs proposals or a dense head: set PROPOSALS.NAME or DENSE.NAME "
-                "(see `twostage components`)."
+                "A segmenter needs proposals, a dense head or a per-pixel network: set PROPOSALS.NAME, "
+                "DENSE.NAME or PIXELS.NAME (see `twostage components`)."
+            )
+        heard = getattr(self.ensemble, "weighs", None)
+        if heard is not None and self.pixels is not None and "pixels" not in heard:
+            raise TwostageError(
+                f"{type(self.ensemble).__name__} weighs {', '.join(heard)}, not a per-pixel network: set "
+                "ENSEMBLE.NAME per_pixel, or leave PIXELS.NAME empty."
+            )
+        if (
+            heard is not None
+            and self.dense is None
+            and self.pixels is None
+            and set(heard) <= {"pixels", "dense"}
+        ):
+            raise TwostageError(
+                f"{type(self.ensemble).__name__} weighs {', '.join(heard)}, and there is neither: set "
+                "PIXELS.NAME or DENSE.NAME, or choose another ENSEMBLE.NAME."
             )
 
     @torch.inference_mode()
@@ -75,11 +93,13 @@ class Segmenter:
             proposals = self.proposals.propose(seen_at, words.stage_one or words.text)
         if proposals is not None and self.device is not None:
             proposals = [found.to(self.device) for found in proposals]  # some come from files
-        regions = dense = None
+        regions = dense = pixels = None
         if proposals is not None and self.classifier is not None:
             regions = self.classifier.classify(seen_at, proposals, words.text)
         if self.dense is not None:
             dense = self.dense.predict(seen_at, words.text)
+        if self.pixels is not None:
+            pixels = self.pixels.predict(seen_at, words.stage_one or words.text)
         return [
             Evidence(
                 size_hw=(image.shape[1], image.shape[2]),
@@ -87,6 +107,7 @@ class Segmenter:
                 stage_one=proposals[i].logits if proposals is not None else None,
                 regions=regions[i] if regions is not None else None,
                 dense=dense[i] if dense is not None else None,
+                pixels=pixels[i] if pixels is not None else None,
             )
             for i, image in enumerate(images)
         ]

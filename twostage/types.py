@@ -221,11 +221,40 @@ class DenseScores:
 
 
 @dataclass(frozen=True)
+class PixelScores(DenseScores):
+    """A trained network's class logits on a grid of cells that begins at the top left corner of the image.
+
+    logits: (K, h, w) float32; stride: side of a cell in pixels; image_hw: the image in these pixels, which
+    the last rows and columns of cells may reach beyond; embeddings: (D, h, w) float32, or None. Where they
+    are given the logits are cosines with them, meant to be taken anew from the enlarged embeddings.
+    """
+
+    stride: int = 1
+    image_hw: tuple[int, int] = (0, 0)
+    embeddings: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        grid, image = self.logits.shape[1:], self.image_hw
+        _require(
+            all(0 < pixels <= cells * self.stride for pixels, cells in zip(image, grid, strict=True)),
+            f"PixelScores: {tuple(grid)} cells of {self.stride} pixels do not cover an image of {image}",
+        )
+        if self.embeddings is not None:
+            _require(
+                self.embeddings.ndim == 3 and self.embeddings.shape[1:] == grid,
+                f"PixelScores.embeddings: expected (D, {grid[0]}, {grid[1]}), "
+                f"got {tuple(self.embeddings.shape)}",
+            )
+
+
+@dataclass(frozen=True)
 class Evidence:
     """Everything the ensemble may weigh for one image. Absent parts are None and are left out.
 
     proposals: masks at test size; stage_one: the proposal network's own class scores; regions: CLIP on crops;
-    dense: CLIP per patch; size_hw: the size of the label map to make (the original image's).
+    dense: CLIP per patch; pixels: a trained network per pixel; size_hw: the size of the label map to make
+    (the original image's).
     """
 
     size_hw: tuple[int, int]
@@ -233,6 +262,7 @@ class Evidence:
     stage_one: RegionScores | None = None
     regions: RegionScores | None = None
     dense: DenseScores | None = None
+    pixels: DenseScores | None = None
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,8 @@ from torch import nn
 from twostage.interfaces import ProposalGenerator
 from twostage.maskformer.config import MaskFormerError
 from twostage.maskformer.network import MaskFormer
-from twostage.proposals.maskformer import MaskFormerProposals, evaluating, mean_inside
+from twostage.ops.modes import evaluating
+from twostage.proposals.maskformer import MaskFormerProposals, mean_inside
 from twostage.registry import find
 from twostage.types import TextBank
 

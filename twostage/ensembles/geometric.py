@@ -30,6 +30,9 @@ class GeometricEnsemble:
         TwostageError: an option has no such value, or a part that was asked for is absent.
     """
 
+    weighs = PARTS
+    """The parts of the evidence that it understands."""
+
     @dataclass(frozen=True)
     class Config:
         """use: the parts to weigh, "stage_one", "regions", "dense"; "all" takes whatever is there; weight:

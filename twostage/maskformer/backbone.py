@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from twostage.maskformer.config import MaskFormerConfig, MaskFormerError
+from twostage.maskformer.config import MaskFormerError
 from twostage.maskformer.resnet import VARIANTS, ResNet
 from twostage.maskformer.small import SmallBackbone
 from twostage.maskformer.timm_backbone import TimmBackbone
@@ -28,7 +28,26 @@ class Backbone(Protocol):
     def __call__(self, x: Tensor) -> list[Tensor]: ...
 
 
-def build_backbone(config: MaskFormerConfig) -> nn.Module:
+class BackboneOptions(Protocol):
+    """What a network's options say of its backbone; MaskFormerConfig tells what they mean."""
+
+    @property
+    def backbone(self) -> str: ...
+
+    @property
+    def small_widths(self) -> Sequence[int]: ...
+
+    @property
+    def small_stride(self) -> int: ...
+
+    @property
+    def small_blocks(self) -> Sequence[int]: ...
+
+    @property
+    def timm_pretrained(self) -> bool: ...
+
+
+def build_backbone(config: BackboneOptions) -> nn.Module:
     """The backbone that config.backbone names; the module satisfies `Backbone`.
 
     Raises:

@@ -92,3 +92,13 @@ class LinearClassHead(nn.Module):
 def cosine_logits(unit: Tensor, text: TextBank, scale: float) -> Tensor:
     """scale x cosine, (..., D) float32 rows of length one -> (..., K); the bank's scale does not count."""
     return text.logits(unit) * (scale / text.logit_scale)
+
+
+def pixel_cosines(embeddings: Tensor, text: TextBank, scale: float) -> Tensor:
+    """scale x cosine of pixels with classes: (B, D, h, w), not normalised -> (B, K, h, w) float32."""
+    with torch.autocast(embeddings.device.type, enabled=False):
+        rows = embeddings.float().movedim(1, -1)
+        # Dividing K products by the length is cheaper than dividing D components first.
+        length = rows.norm(dim=-1, keepdim=True).clamp(min=1e-12)
+        logits: Tensor = cosine_logits(rows, text, scale) / length
+        return logits.movedim(-1, 1)

@@ -16,10 +16,11 @@ from twostage.maskformer.heads import (
     LinearClassHead,
     Perceptron,
     TextClassHead,
-    cosine_logits,
     mask_logits,
+    pixel_cosines,
     pool_under_masks,
 )
+from twostage.maskformer.inputs import padded_batch
 from twostage.maskformer.pixel_decoder import PixelDecoder, fill_uniform
 from twostage.maskformer.position import sine_positions
 from twostage.maskformer.transformer import Memory, QueryDecoder
@@ -83,17 +84,7 @@ class MaskFormer(nn.Module):
         images: (B, 3, H, W), or a sequence of (3, H, W) whose sizes may differ. H' and W' are the smallest
         multiples of config.size_divisibility that hold every image. No padding is masked, as in the paper.
         """
-        items = list(images)
-        if not items or any(image.ndim != 3 or len(image) != 3 for image in items):
-            shape = tuple(images.shape) if isinstance(images, Tensor) else [tuple(i.shape) for i in items]
-            raise MaskFormerError(f"MaskFormer: expected RGB images (B, 3, H, W), got {shape}.")
-        step = self.config.size_divisibility
-        height, width = (-(-max(image.shape[axis] for image in items) // step) * step for axis in (1, 2))
-        batch = self.mean.new_zeros(len(items), 3, height, width)
-        for place, image in zip(batch, items, strict=True):
-            values = image.to(batch.device, batch.dtype)
-            place[:, : image.shape[1], : image.shape[2]] = (values - self.mean) / self.std
-        return batch
+        return padded_batch(images, self.mean, self.std, self.config.size_divisibility)
 
     def forward(self, images: Tensor | Sequence[Tensor], last_only: bool = False) -> MaskFormerOutput:
         """images: as for `prepare`; last_only: masks of the last decoder layer alone (L = 1)."""
@@ -147,12 +138,7 @@ class MaskFormer(nn.Module):
                 "MaskFormer.pixel_logits: no pixel embeddings; build with pixel_classifier=True."
             )
         bank = self._fitting(text)
-        with torch.autocast(output.pixel_embeddings.device.type, enabled=False):
-            embeddings = output.pixel_embeddings.float().movedim(1, -1)
-            # Dividing K products by the length is cheaper than dividing D components first.
-            length = embeddings.norm(dim=-1, keepdim=True).clamp(min=1e-12)
-            logits = cosine_logits(embeddings, bank, self.config.logit_scale) / length
-            return cast(Tensor, logits.movedim(-1, 1))
+        return pixel_cosines(output.pixel_embeddings, bank, self.config.logit_scale)
 
     def _fitting(self, text: TextBank | None) -> TextBank:
         if text is None:

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from twostage.maskformer.config import MaskFormerConfig, MaskFormerError
 from twostage.maskformer.network import MaskFormer
 from twostage.ops.masks import upsample_mask_logits
+from twostage.ops.modes import evaluating
 from twostage.types import Proposals, RegionScores, TextBank
 
 
@@ -92,15 +92,3 @@ def mean_inside(masks: Tensor) -> Tensor:
     """(Q, H, W) -> (Q,): mean probability over the pixels above one half; 0 where there are none."""
     inside = masks > 0.5
     return (masks * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Evaluation mode for the time being; afterwards every submodule has the mode it had before."""
-    before = {part: part.training for part in module.modules()}
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in before.items():
-            part.training = training
