@@ -12,6 +12,7 @@ import logging
 import os
 import pickle
 import re
+import zipfile
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -56,11 +57,14 @@ def write_atomically(path: Path, write: Callable[[Any], object]) -> None:
             os.close(folder)
 
 
-def read_checkpoint(path: str | Path) -> dict[str, Any]:
+def read_checkpoint(path: str | Path, lazily: bool = False) -> dict[str, Any]:
     """The content of a .pth file, or of a .safetensors file as {"model": tensors, **its JSON metadata}, on
     the CPU.
 
     Only tensors and plain data are read (`weights_only`): a file cannot run code.
+
+    lazily: leave the tensors of a .pth file on disk until they are looked at, and take a file that holds
+    tensors alone, without an entry 'model', for its own 'model'. For files that nobody writes to meanwhile.
 
     Raises:
         CheckpointError: missing, damaged, or not a checkpoint.
@@ -69,7 +73,7 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"There is no checkpoint {path}. Check MODEL.WEIGHTS or OUTPUT_DIR.")
     try:
-        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path)
+        content = _read_safetensors(path) if path.suffix == ".safetensors" else _read_torch(path, lazily)
     except pickle.UnpicklingError as error:
         raise CheckpointError(
             f"{path} is damaged, or holds more than tensors and plain data, which is refused: "
@@ -77,6 +81,8 @@ def read_checkpoint(path: str | Path) -> dict[str, Any]:
         ) from error
     except Exception as error:  # torch raises RuntimeError, EOFError, KeyError, ... on damaged files
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {_first_line(error)}") from error
+    if lazily and _holds_tensors_alone(content):
+        content = {"model": content}
     if not isinstance(content, dict) or not isinstance(content.get("model"), Mapping):
         raise CheckpointError(
             f"{path} is not a checkpoint: expected an entry 'model' that holds the weights."
@@ -88,8 +94,17 @@ def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _read_torch(path: Path) -> Any:
-    return torch.load(path, map_location="cpu", weights_only=True)
+def _read_torch(path: Path, lazily: bool) -> Any:
+    on_disk = lazily and zipfile.is_zipfile(path)  # the format before PyTorch 1.6 has to be read whole
+    return torch.load(path, map_location="cpu", weights_only=True, mmap=on_disk)
+
+
+def _holds_tensors_alone(content: Any) -> bool:
+    return (
+        isinstance(content, Mapping)
+        and bool(content)
+        and all(isinstance(value, Tensor) for value in content.values())
+    )
 
 
 def _read_safetensors(path: Path) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +19,19 @@ from twostage.interfaces import Task
 
 log = logging.getLogger(__name__)
 
+ReadWeights = Callable[[str], Mapping[str, Any]]
+
 _NEEDED = ("optimizer", "scheduler", "scaler", "iteration", "rng", "config")
 
 
 class RunState:
     """Task, optimiser, schedule and gradient scaler of one run, and the checkpoints that hold them."""
 
-    def __init__(self, task: Task, config: Config, device: torch.device) -> None:
-        self.task, self.config = task, config
+    def __init__(
+        self, task: Task, config: Config, device: torch.device, read_weights: ReadWeights = read_checkpoint
+    ) -> None:
+        """read_weights: from MODEL.WEIGHTS to what `task.load_state_dict` takes."""
+        self.task, self.config, self._read_weights = task, config, read_weights
         self.optimizer = build_optimizer(task.parameter_groups(), config.solver)
         self.schedule = build_schedule(self.optimizer, config.solver)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.solver.amp == "fp16")
@@ -80,7 +86,7 @@ class RunState:
         """MODEL.WEIGHTS where they are given; the optimiser starts fresh."""
         path = self.config.model.weights
         if path:
-            self.task.load_state_dict(read_checkpoint(path), path, resuming=False)
+            self.task.load_state_dict(self._read_weights(path), path, resuming=False)
             log.info("Starting from the weights in %s", path)
 
     def restore_rng(self, streams: list[dict[str, Any]]) -> None:

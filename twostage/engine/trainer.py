@@ -22,11 +22,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from twostage.config import Config
 from twostage.engine import distributed
+from twostage.engine.checkpoint import read_checkpoint
 from twostage.engine.events import Events
 from twostage.engine.optimizer import clip_gradients, trained
 from twostage.engine.seeding import rng_state, seed_everything, set_rng_state
 from twostage.engine.signals import StopSignals, TrainingInterrupted
-from twostage.engine.state import RunState
+from twostage.engine.state import ReadWeights, RunState
 from twostage.errors import TwostageError
 from twostage.interfaces import Task
 
@@ -60,15 +61,23 @@ class Trainer:
     """Trains a task that already lies on its device. run() does everything."""
 
     def __init__(
-        self, task: Task, make_batches: MakeBatches, config: Config, evaluate: Evaluate | None = None
+        self,
+        task: Task,
+        make_batches: MakeBatches,
+        config: Config,
+        evaluate: Evaluate | None = None,
+        read_weights: ReadWeights = read_checkpoint,
     ) -> None:
-        """Raises TwostageError where numbers do not fit together, before anything is spent."""
+        """read_weights: how MODEL.WEIGHTS is read where other files than our own checkpoints are welcome.
+
+        Raises TwostageError where numbers do not fit together, before anything is spent.
+        """
         solver = config.solver
         self.task, self.config, self.solver = task, config, solver
         self.device = next(task.module.parameters()).device
         self._make_batches, self._evaluate = make_batches, evaluate
         self._check_sizes()
-        self.state = RunState(task, config, self.device)
+        self.state = RunState(task, config, self.device, read_weights)
 
     def run(self, resume: bool = False) -> Path:
         """Trains to SOLVER.MAX_ITER and returns the final checkpoint.
