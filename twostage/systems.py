@@ -42,7 +42,8 @@ def systems(segmenter: Segmenter, wanted: list[str]) -> dict[str, Ensemble]:
     configured: Any = segmenter.ensemble
     if any(field.name == "use" for field in dataclasses.fields(configured.config)):
         for name, parts in SYSTEMS.items():
-            if set(parts) <= set(present) and set(parts) != set(present):
+            # What is all there is goes by the name "ensemble", unless asked for by its own.
+            if set(parts) <= set(present) and (name in wanted or set(parts) != set(present)):
                 found[name] = _using(configured, parts)
         if "regions" in present:
             found[ORACLE_MASKS] = _using(configured, ("regions",))
