@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 
 from twostage.data import catalog, presence, vocabularies
-from twostage.data.benchmarks import BENCHMARKS
+from twostage.data.benchmarks import BENCHMARKS, SEEN_ONLY
 from twostage.data.errors import DatasetError, LabelError
 from twostage.data.image_io import write_label_png
+from twostage.data.loader import training_vocabulary
 from twostage.data.prepared import PreparedDataset
 from twostage.evaluation.confusion import ConfusionMatrix
 from twostage.evaluation.metrics import compute
@@ -136,7 +137,16 @@ def test_photos_without_a_seen_class_can_be_left_out(tmp_path: Path) -> None:
         catalog.get("cityscapes_train_seen", tmp_path)
     put(tmp_path, "cityscapes_train", "a", [[0]])
     with pytest.raises(DatasetError, match="has no seen flags"):
-        PreparedDataset(BENCHMARKS["cityscapes_train"], tmp_path, seen_only=True)
+        PreparedDataset(BENCHMARKS["cityscapes_train"], tmp_path, SEEN_ONLY)
+
+
+def test_supervised_training_knows_no_unseen_class(tmp_path: Path) -> None:
+    put(tmp_path, "voc_train", "a", [[16, 17]])
+    dataset = catalog.get("voc_train_all", tmp_path)
+    assert (dataset.name, len(dataset)) == ("voc_train_all", 1)
+    assert dataset.vocabulary.seen is None
+    assert dataset.vocabulary.shown == catalog.get("voc_train", tmp_path).vocabulary.shown
+    assert training_vocabulary(dataset) == dataset.vocabulary
 
 
 def test_the_index_of_classes_is_kept_and_follows_the_folder(tmp_path: Path) -> None:

@@ -179,3 +179,9 @@ SEEN_ONLY = "_seen"
 
 The papers train on these; the others would teach that unseen things are background.
 """
+UNFLAGGED = "_all"
+"""Behind such a name: every photo, and no class counts as unseen; for supervised training."""
+VARIANTS = tuple(
+    f"{name}{ending}" for name in ("coco_stuff_train", "voc_train") for ending in (SEEN_ONLY, UNFLAGGED)
+)
+"""The names with an ending."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 
-from twostage.data.benchmarks import BENCHMARKS, SEEN_ONLY, Benchmark
+from twostage.data.benchmarks import BENCHMARKS, SEEN_ONLY, UNFLAGGED, Benchmark
 from twostage.data.errors import DatasetError, LabelError
 from twostage.data.folder import size_disagreement
 from twostage.data.image_io import read_image, read_label_png
@@ -20,19 +21,20 @@ logger = logging.getLogger(__name__)
 class PreparedDataset:
     """A SegmentationDataset over one row of the table of benchmarks; the label maps there are the split.
 
-    root: the folder of all data sets; seen_only: leave out photos that show no seen class, as the papers do
-    in training.
+    root: the folder of all data sets; variant: "", or SEEN_ONLY or UNFLAGGED of the table.
 
     Raises:
         DatasetError: no label maps (with the command that makes them), or label maps without their photos.
     """
 
-    def __init__(self, benchmark: Benchmark, root: str | Path, seen_only: bool = False) -> None:
+    def __init__(self, benchmark: Benchmark, root: str | Path, variant: str = "") -> None:
         self.benchmark = benchmark
         self.root = Path(root)
-        self.name = benchmark.name + (SEEN_ONLY if seen_only else "")
+        self.name = benchmark.name + variant
         self.classes = benchmark.classes
         self.vocabulary = self.classes.vocabulary
+        if variant == UNFLAGGED:
+            self.vocabulary = replace(self.vocabulary, seen=None)
         self.files = _pairs(benchmark, self.root)
         if len(self.files) != benchmark.photos:
             logger.warning(
@@ -43,7 +45,7 @@ class PreparedDataset:
                 benchmark.label_folder(self.root),
                 benchmark.photos,
             )
-        if seen_only:
+        if variant == SEEN_ONLY:
             self._leave_out_unseen()
 
     @property
@@ -121,6 +123,6 @@ def _photos(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
 
 
 def build(name: str, root: Path | None) -> PreparedDataset:
-    """What the catalog calls for the names of the table, with or without the ending for seen classes only."""
-    stem = name.removesuffix(SEEN_ONLY)
-    return PreparedDataset(BENCHMARKS[stem], root or Path("datasets"), seen_only=stem != name)
+    """What the catalog calls for the names of the table, with or without an ending."""
+    ending = next((one for one in (SEEN_ONLY, UNFLAGGED) if name.endswith(one)), "")
+    return PreparedDataset(BENCHMARKS[name.removesuffix(ending)], root or Path("datasets"), ending)
