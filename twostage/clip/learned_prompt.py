@@ -48,8 +48,8 @@ class PromptableClip(Protocol):
     def tokenize(self, texts: Sequence[str]) -> Tensor: ...
 
 
-class _Tokens(NamedTuple):
-    """The token ids of the fixed parts: start, full stop, end, and those of each name."""
+class NameTokens(NamedTuple):
+    """Token ids, checked to fit: start, full stop, end, and those of each name."""
 
     start: int
     stop: int
@@ -121,9 +121,10 @@ class LearnedPrompt(nn.Module):
             place = slice(self.num_prefix - len(ids), self.num_prefix)
             self.vectors[place] = clip.text_tower.embed(ids).to(self.vectors)
 
-    def encode(self, clip: PromptableClip, names: Sequence[str], chunk: int = 256) -> Tensor:
+    def encode(self, clip: PromptableClip, names: Sequence[str] | NameTokens, chunk: int = 256) -> Tensor:
         """(T, D) float32 unit rows on CLIP's device; gradients reach the vectors.
 
+        names: or, to spare the work in a loop, what `tokens` made of them.
         Names of similar length share a chunk, which is cut to its longest. With more than one chunk the
         activations of a chunk are computed again in the backward pass, so that memory stays that of one.
 
@@ -131,8 +132,8 @@ class LearnedPrompt(nn.Module):
             LearnedPromptError: vectors of another width, a tower in which prompts cannot be cut, a name that
             does not fit. ClipError: no name, or one longer than the context by itself.
         """
-        tokens = self._tokens(clip, names)
-        order = sorted(range(len(names)), key=lambda i: len(tokens.names[i]))
+        tokens = names if isinstance(names, NameTokens) else self.tokens(clip, names)
+        order = sorted(range(len(tokens.names)), key=lambda i: len(tokens.names[i]))
         parts = [order[i : i + chunk] for i in range(0, len(order), chunk)]
         rows = []
         for part in parts:
@@ -144,30 +145,29 @@ class LearnedPrompt(nn.Module):
         back = torch.argsort(torch.tensor(order, device=clip.device))
         return F.normalize(torch.cat(rows)[back], dim=-1)
 
-    def _encode_part(self, vectors: Tensor, clip: PromptableClip, tokens: _Tokens, part: list[int]) -> Tensor:
+    def _encode_part(
+        self, vectors: Tensor, clip: PromptableClip, tokens: NameTokens, part: list[int]
+    ) -> Tensor:
         """(len(part), D) float32, not normalised."""
-        tower, learned = clip.text_tower, len(vectors)
-        lengths = [len(tokens.names[i]) for i in part]
-        longest = max(lengths) + learned + 3
-        ids = torch.full((len(part), longest), tokens.end)  # what stands behind the end never matters
-        place = torch.full((len(part), longest), learned)  # index of a vector; `learned` keeps the token
-        before, behind = torch.arange(self.num_prefix), torch.arange(self.num_prefix, learned)
-        for row, i in enumerate(part):
-            name = tokens.names[i]
-            first, after = 1 + self.num_prefix, 1 + self.num_prefix + len(name)
-            ids[row, 0] = tokens.start
-            ids[row, first:after] = torch.tensor(name)
-            ids[row, after + len(behind)] = tokens.stop
-            place[row, 1:first] = before
-            place[row, after : after + len(behind)] = behind
-        ids, place = ids.to(clip.device), place.to(clip.device)
-        embedded = tower.embed(ids)
-        own = torch.cat([vectors.to(embedded), embedded.new_zeros(1, vectors.shape[1])])[place]
-        mixed = torch.where((place < learned)[..., None], own, embedded)
-        end = torch.tensor([length + learned + 2 for length in lengths], device=clip.device)
-        return tower.encode_embeddings(mixed, end).float()
+        tower, before, learned = clip.text_tower, self.num_prefix, len(vectors)
+        longest = max(len(tokens.names[i]) for i in part) + learned + 3
+        ids, places, ends = list[list[int]](), list[list[int]](), list[int]()
+        for name in (tokens.names[i] for i in part):
+            first, rest = [tokens.start] + before * [0], (learned - before) * [0]
+            row = [*first, *name, *rest, tokens.stop, tokens.end]
+            ends.append(len(row) - 1)
+            ids.append(row + (longest - len(row)) * [tokens.end])  # behind the end nothing matters
+            place = [learned, *range(before), *(len(name) * [learned]), *range(before, learned)]
+            places.append(place + (longest - len(place)) * [learned])
+        embedded = tower.embed(torch.tensor(ids, device=clip.device))
+        # index of a vector for each token; `learned` stands for the token's own embedding
+        taken = torch.tensor(places, device=clip.device)
+        own = torch.cat([vectors.to(embedded), embedded.new_zeros(1, vectors.shape[1])])[taken]
+        mixed = torch.where((taken < learned)[..., None], own, embedded)
+        return tower.encode_embeddings(mixed, torch.tensor(ends, device=clip.device)).float()
 
-    def _tokens(self, clip: PromptableClip, names: Sequence[str]) -> _Tokens:
+    def tokens(self, clip: PromptableClip, names: Sequence[str]) -> NameTokens:
+        """The names as `encode` takes them; raises what it raises."""
         tower = clip.text_tower
         if not tower.causal:
             raise LearnedPromptError(
@@ -191,7 +191,7 @@ class LearnedPrompt(nn.Module):
                     "Shorten the name, or learn fewer vectors."
                 )
         start, stop, end = clip.tokenize(["."])[0, :3].tolist()
-        return _Tokens(start, stop, end, rows)
+        return NameTokens(start, stop, end, rows)
 
     def features(self, clip: PromptableClip, names: Sequence[str]) -> Tensor:
         """(T, D) like `encode`, without gradients, on the CPU; computed once for each list of names as long

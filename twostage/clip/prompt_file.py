@@ -37,7 +37,7 @@ def save_prompt(path: str | Path, prompt: LearnedPrompt, facts: PromptFacts) -> 
     """Write the vectors and the facts; the file is whole or not there."""
     vectors = prompt.vectors.detach().cpu()
     tensors = {"prefix": vectors[: prompt.num_prefix], "suffix": vectors[prompt.num_prefix :]}
-    info = {"kind": _KIND, **{name: json.dumps(value) for name, value in asdict(facts).items()}}
+    info = {"kind": json.dumps(_KIND), **{name: json.dumps(value) for name, value in asdict(facts).items()}}
     write_tensors(Path(path), tensors, info)
 
 
@@ -60,7 +60,7 @@ def load_prompt(path: str | Path, clip: PromptableClip | None = None) -> tuple[L
         facts = _facts(info)
     except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
         raise LearnedPromptError(f"{path} is damaged or no .safetensors file: {error}") from error
-    if info.get("kind") != _KIND or set(tensors) != {"prefix", "suffix"}:
+    if info.get("kind") != json.dumps(_KIND) or set(tensors) != {"prefix", "suffix"}:
         raise LearnedPromptError(
             f"{path} holds no learned prompt: expected the tensors prefix and suffix as TASK prompts writes "
             f"them, got {', '.join(sorted(tensors)) or 'none'}."
