@@ -127,7 +127,7 @@ def test_text_features_from_a_file(tmp_path: Path) -> None:
         ("ENSEMBLE: {OPTIONS: {WEIGHT: 2.0}}", "weight must be at most 1, got 2.0"),
         ("ENSEMBLE: {OPTIONS: {WEIGHT: much}}", "GeometricEnsemble: an option has an unfit value"),
         ("PROPOSALS: {NAME: cached}", "the option 'path' has no default"),
-        ("PROPOSALS: {NAME: ''}", r"A segmenter needs proposals or a dense head"),
+        ("PROPOSALS: {NAME: ''}", r"A segmenter needs proposals, a dense head or a per-pixel network"),
         ("PROPOSALS: {NAME: maskformer}", r"MODEL\.WEIGHTS is empty"),
         ("DENSE: {NAME: maskclip}\nCLIP: {MODEL: ViT-B-61}", "CLIP: unknown model 'ViT-B-61'.*ViT-B-16"),
         ("DENSE: {NAME: maskclip}\nCLIP: {PRETRAINED: nowhere.pt}", r"nowhere\.pt does not exist"),

@@ -14,7 +14,8 @@ from twostage.engine.checkpoint import CheckpointError, read_checkpoint
 from twostage.engine.trainer import Trainer
 from twostage.maskformer.criterion import Criterion, LossConfig
 from twostage.proposals.maskformer import MaskFormerProposals
-from twostage.tasks.proposals import ProposalTask, export_weights, trained_vocabulary
+from twostage.tasks.proposals import ProposalTask, export_weights
+from twostage.tasks.words import trained_vocabulary
 from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary, VocabularyError
 
