@@ -1,0 +1,1 @@
+"""Benchmark data sets as their authors publish them -> label maps of contiguous ids, checked and counted."""
