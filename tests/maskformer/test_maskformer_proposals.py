@@ -10,6 +10,7 @@ from twostage.maskformer.network import MaskFormer
 from twostage.ops.modes import evaluating
 from twostage.proposals.maskformer import MaskFormerProposals, mean_inside
 from twostage.registry import find
+from twostage.systems import names_masks
 from twostage.types import TextBank
 
 
@@ -118,3 +119,15 @@ def test_weights_that_are_not_finite_are_refused() -> None:
     nn.init.constant_(generator.network.pixel_decoder.mask_features.weight, float("nan"))
     with pytest.raises(MaskFormerError, match=r"NaN or infinite.*earlier checkpoint"):
         generator.propose([torch.zeros(3, 32, 32, dtype=torch.uint8)])
+
+
+def test_masks_alone_of_a_network_that_speaks_another_language() -> None:
+    """The class head may belong to another CLIP; masks do not depend on it, and nothing is named."""
+    named = MaskFormerProposals.tiny()
+    silent = MaskFormerProposals(MaskFormerProposals.Config(names_masks=False), named.network)
+    image = torch.randint(0, 255, (3, 40, 50), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
+    other = torch.nn.functional.normalize(torch.randn(3, named.network.config.embedding_dim + 5), dim=1)
+    found = silent.propose([image], TextBank(other, torch.arange(3), 3))[0]
+    assert found.logits is None
+    assert torch.equal(found.masks, named.propose([image])[0].masks)
+    assert not names_masks(silent)

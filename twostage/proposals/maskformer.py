@@ -18,24 +18,28 @@ from twostage.types import Proposals, RegionScores, TextBank
 
 @dataclass(frozen=True)
 class MaskFormerProposalsConfig:
-    """min_score: queries that score lower are dropped; 0 keeps every query, as in the paper."""
+    """min_score: queries that score lower are dropped; 0 keeps every query, as in the paper; names_masks:
+    whether the network speaks of classes too; not so, it gives masks alone, and its class head may belong
+    to another CLIP than the one in use (MODEL.MASK_FORMER.EMBEDDING_DIM then says how wide it is).
+    """
 
     min_score: float = 0.0
+    names_masks: bool = True
 
 
 class MaskFormerProposals:
     """Soft masks at the image's size, one image at a time so that no image sees another's padding.
 
-    Where text is given, or the network has a linear head, logits are filled and scores are the largest class
-    probability ("no object" takes part in the softmax). Otherwise scores are the mean probability inside the
-    mask. Embeddings are of length one.
+    Where text is given, or the network has a linear head, logits are filled (unless names_masks is off) and
+    scores are the largest class probability ("no object" takes part in the softmax). Otherwise scores are the
+    mean probability inside the mask. Embeddings are of length one.
     """
 
     Config = MaskFormerProposalsConfig
-    names_masks = True
 
     def __init__(self, config: MaskFormerProposalsConfig, network: MaskFormer) -> None:
         self.config = config
+        self.names_masks = config.names_masks
         self.network = network
 
     @classmethod
@@ -76,7 +80,7 @@ class MaskFormerProposals:
         )
         embeddings = output.embeddings[-1, 0]
         logits = None
-        if text is not None or self.network.config.class_head == "linear":
+        if self.names_masks and (text is not None or self.network.config.class_head == "linear"):
             raw = self.network.class_logits(embeddings, None if text is None else text.to(embeddings.device))
             valid = torch.ones(len(raw), dtype=torch.bool, device=raw.device)
             logits = RegionScores(raw[:, :-1], valid, no_object=raw[:, -1])
