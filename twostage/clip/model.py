@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -65,7 +65,37 @@ class ClipModel(FrozenPair):
             ClipError: unknown name or tag, missing or unfit weights, wrong activation, no network.
         """
         plan = _plan(name, None if pretrained is None else str(pretrained), seed)
-        module = _build(plan, cache_dir)
+        return cls._ready(_build(plan, cache_dir), plan, device, dtype)
+
+    @classmethod
+    def from_tensors(
+        cls,
+        name: str,
+        tensors: Mapping[str, Tensor],
+        where: str,
+        *,
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype | Literal["auto"] = torch.float32,
+    ) -> ClipModel:
+        """One of OpenAI's models whose weights are at hand, by open_clip's names; they are copied.
+
+        where: where they come from, for messages.
+
+        Raises:
+            ClipError: unknown name, unfit weights, wrong activation.
+        """
+        plan = _Plan(_plan(name, "random", seed=0).name, where, where, True)
+        return cls._ready(_from_archive(plan, dict(tensors)), plan, device, dtype)
+
+    @classmethod
+    def _ready(
+        cls,
+        module: nn.Module,
+        plan: _Plan,
+        device: torch.device | str,
+        dtype: torch.dtype | Literal["auto"],
+    ) -> ClipModel:
+        """Checked, moved, with its tokenizer."""
         if plan.quick_gelu:
             checks.require_quick_gelu(module, f"{plan.name} with {plan.weights}")
         if dtype == "auto":
@@ -205,7 +235,7 @@ def _build(plan: _Plan, cache_dir: str | Path | None) -> nn.Module:
 
 
 def _from_archive(plan: _Plan, state: dict[str, Tensor]) -> nn.Module:
-    """OpenAI's own files: TorchScript archives, always trained with QuickGELU."""
+    """OpenAI's own weights, which were always trained with QuickGELU."""
     with _silent():
         module: nn.Module = open_clip.create_model(plan.name, pretrained=None, force_quick_gelu=True)
     try:
