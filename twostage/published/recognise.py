@@ -65,8 +65,8 @@ def recognise(content: Mapping[str, Any], where: str) -> Kind:
     if old := next((name for name in names if _OLD_ERA.match(name)), None):
         raise PublishedError(
             f"{where} is of the code before the paper's final version (it holds {old!r}): its prompts, its "
-            "treatment of empty masks and its extra loss are others, so its numbers could not be reached here. "
-            "Use a checkpoint of the final code, whose names begin with clip_adapter."
+            "treatment of empty masks and its extra loss are others, so its numbers could not be reached "
+            "here. Use a checkpoint of the final code, whose names begin with clip_adapter."
         )
     if any(entry in content for entry in _OWN_ENTRIES):
         return Kind.OURS
