@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
+from torch import nn
 
 from twostage import registry
 from twostage.clip.model import ClipModel
@@ -21,6 +22,8 @@ from twostage.engine.checkpoint import load_strictly, read_checkpoint
 from twostage.engine.distributed import pick_device
 from twostage.maskformer.config import MaskFormerConfig
 from twostage.maskformer.network import MaskFormer
+from twostage.perpixel.config import PerPixelConfig
+from twostage.perpixel.network import PerPixelNetwork
 from twostage.segmenter import Segmenter, TestSize, Words
 from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary, nearest
@@ -33,12 +36,13 @@ DTYPES: dict[str, Any] = {
     "fp16": torch.float16,
     "auto": "auto",
 }
+Network = TypeVar("Network", bound=nn.Module)
 
 
 class Builder:
     """Makes the parts of one run, each at most once and only when asked for."""
 
-    def __init__(self, config: Config, trained: Trained | None = None) -> None:
+    def __init__(self, config: Config, trained: Trained[MaskFormer] | None = None) -> None:
         """trained: stage one's network where it is at hand already, in place of MODEL.WEIGHTS."""
         self.config = config
         self.device = pick_device(config.model.device)
@@ -103,35 +107,51 @@ class Builder:
 
     @cached_property
     def embedding_dim(self) -> int:
-        """Width of the joint space that stage one's class head has to reach."""
+        """Width of the joint space that the embeddings of a trained network have to reach."""
         if self.config.clip.text_features:
-            probe = self.config.model.mask_former.get("embedding_dim")
+            model = self.config.model
+            probe = model.mask_former.get("embedding_dim", model.per_pixel.get("embedding_dim"))
             if probe is None:
                 raise ConfigError(
-                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide "
-                    "its rows are."
+                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide its "
+                    "rows are (MODEL.PER_PIXEL.EMBEDDING_DIM for a per-pixel network)."
                 )
             return int(probe)
         return self.clip.dim
 
     def network(self) -> MaskFormer:
         """Stage one's network with fresh weights, drawn from SEED."""
-        options = {"embedding_dim": self.embedding_dim, **self.config.model.mask_former}
-        known = inspect.signature(MaskFormerConfig).parameters
+        made = self._fresh("MASK_FORMER", self.config.model.mask_former, MaskFormer, MaskFormerConfig)
+        # The layout that convolutions want; a step of the small network is a sixth cheaper on a CPU.
+        return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def pixel_network(self) -> PerPixelNetwork:
+        """The per-pixel baseline's network with fresh weights, drawn from SEED."""
+        made = self._fresh("PER_PIXEL", self.config.model.per_pixel, PerPixelNetwork, PerPixelConfig)
+        return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+
+    def _fresh(
+        self,
+        section: str,
+        given: Mapping[str, Any],
+        kind: Callable[[Any], Network],
+        config: Callable[..., Any],
+    ) -> Network:
+        """A network of the options in MODEL.<section>, whose embeddings are as wide as the text features."""
+        options = {"embedding_dim": self.embedding_dim, **given}
+        known = inspect.signature(config).parameters
         for name in options:
             if name not in known:
-                raise ConfigError(f"MODEL.MASK_FORMER: unknown option {name.upper()}.{nearest(name, known)}")
+                raise ConfigError(f"MODEL.{section}: unknown option {name.upper()}.{nearest(name, known)}")
         options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
         torch.manual_seed(self.config.seed)
         try:
-            network = MaskFormer(MaskFormerConfig(**options)).to(self.device)
+            return kind(config(**options)).to(self.device)
         except (TypeError, ValueError) as error:
-            raise ConfigError(f"MODEL.MASK_FORMER: {error}") from error
-        # The layout that convolutions want; a step of the small network is a sixth cheaper on a CPU.
-        return network.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+            raise ConfigError(f"MODEL.{section}: {error}") from error
 
     @cached_property
-    def trained(self) -> Trained:
+    def trained(self) -> Trained[MaskFormer]:
         """Stage one's network with the weights of MODEL.WEIGHTS, and what it was trained on."""
         path = self.config.model.weights
         if not path:
@@ -141,6 +161,21 @@ class Builder:
             )
         content = read_checkpoint(shipped(path))
         network = self.network()
+        load_strictly(network, content["model"], path)
+        return Trained(network, trained_names(content))
+
+    @cached_property
+    def trained_pixels(self) -> Trained[PerPixelNetwork]:
+        """The per-pixel network with the weights of MODEL.WEIGHTS, and what it was trained on."""
+        path = self.config.model.weights
+        if not path or self.config.proposals.name == "maskformer":
+            raise ConfigError(
+                "A per-pixel network takes its weights from MODEL.WEIGHTS, which "
+                + ("are those of PROPOSALS.NAME maskformer here: leave that empty" if path else "is empty")
+                + "; name a checkpoint of TASK per_pixel (OUTPUT_DIR/model_final.pth after training)."
+            )
+        content = read_checkpoint(shipped(path))
+        network = self.pixel_network()
         load_strictly(network, content["model"], path)
         return Trained(network, trained_names(content))
 
@@ -155,6 +190,7 @@ class Builder:
             "clip": lambda: self.clip,
             "device": lambda: self.device,
             "network": lambda: self.trained.network,
+            "pixel_network": lambda: self.trained_pixels.network,
         }
         asked = list(inspect.signature(component).parameters.values())[1:]
         wanted = [one.name for one in asked if one.name in offered or one.default is one.empty]
@@ -178,6 +214,7 @@ class Builder:
             proposals=self.proposals(),
             classifier=self.component("classifiers", config.classifier),
             dense=self.component("dense", config.dense),
+            pixels=self.component("dense", config.pixels),
             size=TestSize(config.input.min_size_test, config.input.max_size_test),
             device=self.device,
         )
@@ -185,15 +222,23 @@ class Builder:
     def words(self, vocabulary: Vocabulary) -> Words:
         """A vocabulary with its text features.
 
-        What counts as seen for the ensemble is what stage one was trained on, matched by name and synonyms;
-        the vocabulary's own flags with TEST.SEEN dataset, or where the checkpoint does not say.
+        What counts as seen for the ensemble is what MODEL.WEIGHTS was trained on, matched by name and
+        synonyms; the vocabulary's own flags with TEST.SEEN dataset, or where the checkpoint does not say.
         """
-        by_name = self.config.test.seen == "checkpoint" and self.config.proposals.name == "maskformer"
-        if by_name and self.trained.names:
-            vocabulary = vocabulary.with_seen(self.trained.names, same_words.forms)
+        names = self._learned() if self.config.test.seen == "checkpoint" else ()
+        if names:
+            vocabulary = vocabulary.with_seen(names, same_words.forms)
         separate = bool(self.config.clip.stage_one_templates)
         stage_one = self.stage_one_text(vocabulary) if separate else None
         return Words(vocabulary, self.text(vocabulary), stage_one)
+
+    def _learned(self) -> tuple[str, ...]:
+        """The class names that the trained network in use has learned; none where there is none."""
+        if self.config.proposals.name == "maskformer":
+            return self.trained.names
+        if "per_pixel" in (self.config.pixels.name, self.config.dense.name):
+            return self.trained_pixels.names
+        return ()
 
 
 def _templates(given: str) -> tuple[str, ...]:
@@ -201,10 +246,10 @@ def _templates(given: str) -> tuple[str, ...]:
 
 
 @dataclass(frozen=True)
-class Trained:
+class Trained(Generic[Network]):
     """A network with its weights, and the class names it was trained on (none where nothing is said)."""
 
-    network: MaskFormer
+    network: Network
     names: tuple[str, ...]
 
 
