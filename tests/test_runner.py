@@ -20,8 +20,9 @@ from twostage.ensembles.geometric import GeometricEnsemble
 from twostage.errors import TwostageError
 from twostage.evaluation.runner import ORACLE_CLASSES, ORACLE_MASKS, evaluate, labels_at, true_masks
 from twostage.proposals.oracle import OracleProposals
-from twostage.segmenter import Segmenter, TestSize, Words
+from twostage.segmenter import Segmenter, Words
 from twostage.types import Evidence, Segmentation
+from twostage.views import TestSize
 from twostage.vocabulary import Vocabulary
 
 DATA = ShapesDataset("val", length=3)

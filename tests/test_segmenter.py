@@ -12,8 +12,9 @@ from torch import Tensor
 
 from twostage.ensembles.geometric import GeometricEnsemble
 from twostage.errors import TwostageError
-from twostage.segmenter import Segmenter, TestSize, Words
+from twostage.segmenter import Segmenter, Words
 from twostage.types import DenseScores, Evidence, Proposals, RegionScores, Segmentation, TextBank
+from twostage.views import TestSize
 from twostage.vocabulary import Vocabulary
 
 WORDS = Words(Vocabulary.from_words("a, b, c, d"), bank(4))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,22 +15,28 @@ import torch
 from torch import nn
 
 from twostage import registry
+from twostage.clip.learned_prompt import LearnedPrompt, learned_text_bank
 from twostage.clip.model import ClipModel
+from twostage.clip.prompt_file import load_prompt
 from twostage.clip.prompts import SLOT, load_templates
-from twostage.clip.text_bank import build_text_bank, load_text_bank
+from twostage.clip.text_bank import LogitScale, build_text_bank, load_text_bank
 from twostage.config import Config, ConfigError, SlotConfig
 from twostage.data import same_words
 from twostage.engine.checkpoint import load_strictly, read_checkpoint
 from twostage.engine.distributed import pick_device
 from twostage.maskformer.config import MaskFormerConfig
 from twostage.maskformer.network import MaskFormer
+from twostage.ops.crf import DenseCrf
 from twostage.perpixel.config import PerPixelConfig
 from twostage.perpixel.network import PerPixelNetwork
-from twostage.segmenter import Segmenter, TestSize, Words
+from twostage.segmenter import Segmenter, Words
+from twostage.test_time import TestTime
 from twostage.types import TextBank
+from twostage.views import TestSize, Views
 from twostage.vocabulary import Vocabulary, nearest
 from twostage.weights import cache_folder
 
+logger = logging.getLogger(__name__)
 WEIGHTS = Path(__file__).resolve().parent / "maskformer" / "weights"
 DTYPES: dict[str, Any] = {
     "fp32": torch.float32,
@@ -73,6 +81,15 @@ class Builder:
         """The prompts of stage one: CLIP.STAGE_ONE_TEMPLATES, or those of stage two."""
         return _templates(self.config.clip.stage_one_templates or self.config.clip.templates)
 
+    @cached_property
+    def prompt(self) -> LearnedPrompt:
+        """The learned vectors of CLIP.PROMPT, which stand in place of CLIP.TEMPLATES."""
+        prompt, facts = load_prompt(self.config.clip.prompt, self.clip)
+        logger.info(
+            "Prompt %s: %d vectors learned on %d names", prompt.digest, len(prompt.vectors), len(facts.names)
+        )
+        return prompt
+
     def text(self, vocabulary: Vocabulary) -> TextBank:
         """Text features of a vocabulary, from the text tower or from CLIP.TEXT_FEATURES; made once."""
         if vocabulary not in self._texts:
@@ -93,6 +110,10 @@ class Builder:
             bank = load_text_bank(options.text_features, vocabulary, names=options.text_names or None)
             scale = options.logit_scale
             return replace(bank, logit_scale=bank.logit_scale if scale is None else scale).to(self.device)
+        if options.prompt:
+            scale = options.logit_scale
+            chosen: LogitScale = "model" if scale is None else scale
+            return learned_text_bank(self.clip, vocabulary, self.prompt, chosen).to(self.device)
         return self._from_templates(vocabulary, self.templates)
 
     def _from_templates(self, vocabulary: Vocabulary, templates: tuple[str, ...]) -> TextBank:
@@ -113,8 +134,8 @@ class Builder:
             probe = model.mask_former.get("embedding_dim", model.per_pixel.get("embedding_dim"))
             if probe is None:
                 raise ConfigError(
-                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide its "
-                    "rows are (MODEL.PER_PIXEL.EMBEDDING_DIM for a per-pixel network)."
+                    "CLIP.TEXT_FEATURES is a file, so MODEL.MASK_FORMER.EMBEDDING_DIM has to say how wide "
+                    "its rows are (MODEL.PER_PIXEL.EMBEDDING_DIM for a per-pixel network)."
                 )
             return int(probe)
         return self.clip.dim
@@ -217,6 +238,7 @@ class Builder:
             pixels=self.component("dense", config.pixels),
             size=TestSize(config.input.min_size_test, config.input.max_size_test),
             device=self.device,
+            test_time=at_test_time(config),
         )
 
     def words(self, vocabulary: Vocabulary) -> Words:
@@ -239,6 +261,16 @@ class Builder:
         if "per_pixel" in (self.config.pixels.name, self.config.dense.name):
             return self.trained_pixels.names
         return ()
+
+
+def at_test_time(config: Config) -> TestTime:
+    """TEST.AUG, TEST.WINDOW and TEST.CRF."""
+    aug, window, field = config.test.aug, config.test.window, config.test.crf
+    sizes = tuple(TestSize(short, aug.max_size) for short in aug.min_sizes) if aug.enabled else ()
+    knobs = {name: value for name, value in dataclasses.asdict(field).items() if name != "enabled"}
+    crf = DenseCrf(**knobs) if field.enabled else None
+    views = Views(sizes, aug.enabled and aug.flip, tuple(window.size), window.stride)
+    return TestTime(views, crf, int(config.test.maps_gib * 2**30))
 
 
 def _templates(given: str) -> tuple[str, ...]:

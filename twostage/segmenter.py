@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from twostage.data.transforms import resize_for_test
 from twostage.errors import TwostageError
 from twostage.interfaces import DenseHead, Ensemble, ProposalGenerator, RegionClassifier
+from twostage.test_time import Album, TestTime, scoring
 from twostage.types import Evidence, Proposals, Segmentation, TextBank
+from twostage.views import TestSize, View
 from twostage.vocabulary import Vocabulary
+
+PIXELS_AT_ONCE = 640 * 640
+"""Views of one size go through the parts together up to this many pixels."""
+Given = Callable[[View], Proposals]
+"""Masks of what is seen in a view, in place of stage one's."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +28,6 @@ class Words:
     vocabulary: Vocabulary
     text: TextBank
     stage_one: TextBank | None = None
-
-
-@dataclass(frozen=True)
-class TestSize:
-    """Shorter edge of a photo when it is looked at, and the longest longer edge; 0 keeps the size."""
-
-    __test__ = False  # not a test case, whatever pytest thinks of the name
-
-    min_size: int = 640
-    max_size: int = 2560
-
-    def resize(self, image: Tensor) -> Tensor:
-        """RGB uint8 (3, H, W) -> the same photo at test size."""
-        return resize_for_test(image, self.min_size, self.max_size) if self.min_size else image
 
 
 @dataclass(frozen=True)
@@ -50,11 +42,13 @@ class Segmenter:
     proposals: ProposalGenerator | None = None
     classifier: RegionClassifier | None = None
     dense: DenseHead | None = None
-    size: TestSize = TestSize()
+    size: TestSize = field(default_factory=TestSize)
     device: torch.device | None = None
     """Where the photos are looked at and merged, the parts' own device; None leaves them where they are."""
     pixels: DenseHead | None = None
     """A trained network that names pixels, in the place of stage one."""
+    test_time: TestTime = field(default_factory=TestTime)
+    """Further views of each photo and what is done with them."""
 
     def __post_init__(self) -> None:
         if self.proposals is None and self.dense is None and self.pixels is None:
@@ -62,6 +56,8 @@ class Segmenter:
                 "A segmenter needs proposals, a dense head or a per-pixel network: set PROPOSALS.NAME, "
                 "DENSE.NAME or PIXELS.NAME (see `twostage components`)."
             )
+        if not self.test_time.plain:
+            scoring(self.ensemble)
         heard = getattr(self.ensemble, "weighs", None)
         if heard is not None and self.pixels is not None and "pixels" not in heard:
             raise TwostageError(
@@ -87,7 +83,17 @@ class Segmenter:
 
         images: RGB uint8 (3, H, W) at their own sizes; given: masks at test size in place of stage one's.
         """
-        seen_at = [self._at_size(image) for image in images]
+        seen_at = [self._at_size(image, self.size) for image in images]
+        return self._evidence(seen_at, [(image.shape[1], image.shape[2]) for image in images], words, given)
+
+    def _evidence(
+        self,
+        seen_at: Sequence[Tensor],
+        sizes_hw: Sequence[tuple[int, int]],
+        words: Words,
+        given: Sequence[Proposals] | None,
+    ) -> list[Evidence]:
+        """seen_at: photos as the parts get them; sizes_hw: of the label maps to make."""
         proposals: Sequence[Proposals] | None = given
         if proposals is None and self.proposals is not None:
             proposals = self.proposals.propose(seen_at, words.stage_one or words.text)
@@ -102,20 +108,63 @@ class Segmenter:
             pixels = self.pixels.predict(seen_at, words.stage_one or words.text)
         return [
             Evidence(
-                size_hw=(image.shape[1], image.shape[2]),
+                size_hw=size_hw,
                 proposals=proposals[i] if proposals is not None else None,
                 stage_one=proposals[i].logits if proposals is not None else None,
                 regions=regions[i] if regions is not None else None,
                 dense=dense[i] if dense is not None else None,
                 pixels=pixels[i] if pixels is not None else None,
             )
-            for i, image in enumerate(images)
+            for i, size_hw in enumerate(sizes_hw)
         ]
 
-    def _at_size(self, image: Tensor) -> Tensor:
-        small = self.size.resize(image)
+    def _at_size(self, image: Tensor, size: TestSize) -> Tensor:
+        small = size.resize(image)
         return small if self.device is None else small.to(self.device)
 
     def segment(self, images: Sequence[Tensor], words: Words) -> list[Segmentation]:
         """RGB uint8 photos (3, H, W) -> label maps at the photos' own sizes."""
+        if not self.test_time.plain:
+            return [self.label(image, words, {"": self.ensemble})[""] for image in images]
         return [self.ensemble.merge(evidence, words.vocabulary) for evidence in self.gather(images, words)]
+
+    @torch.inference_mode()
+    def label(
+        self,
+        image: Tensor,
+        words: Words,
+        ensembles: Mapping[str, Ensemble],
+        known: Evidence | None = None,
+        given: Given | None = None,
+    ) -> dict[str, Segmentation]:
+        """What several ensembles make of one photo, RGB uint8 (3, H, W), with all that `test_time` adds.
+
+        known: what `gather` says of this photo, where that has been asked already.
+        """
+        size_hw = (image.shape[1], image.shape[2])
+        device = image.device if self.device is None else self.device
+        album = Album(self.test_time, ensembles, len(words.vocabulary), size_hw, device)
+        for view, evidence in self._looks(image, words, known, given):
+            placed = replace(evidence, size_hw=album.place(view))
+            for name, ensemble in album.ensembles.items():
+                album.paste(name, view, ensemble.merge(placed, words.vocabulary))
+        return {name: album.settle(name, image) for name in ensembles}
+
+    def _looks(
+        self, image: Tensor, words: Words, known: Evidence | None, given: Given | None
+    ) -> Iterator[tuple[View, Evidence]]:
+        """Every view with what the parts say of it; small views are looked at several at once."""
+        for number, size in enumerate(self.test_time.views.sizes or (self.size,)):
+            whole = self._at_size(image, size)
+            views = self.test_time.views.of(number, (whole.shape[1], whole.shape[2]))
+            if known is not None and size == self.size:
+                yield from ((view, known) for view in views if view.is_whole)
+                views = [view for view in views if not view.is_whole]
+            while views:
+                height, width = views[0].seen_hw
+                many = max(1, PIXELS_AT_ONCE // (height * width))
+                group, views = views[:many], views[many:]
+                masks = None if given is None else [given(view) for view in group]
+                seen_at = [view.look(whole) for view in group]
+                found = self._evidence(seen_at, [(height, width)] * len(group), words, masks)
+                yield from zip(group, found, strict=True)

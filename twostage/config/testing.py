@@ -33,6 +33,12 @@ class TestConfig:
         "evaluation of all photos",
     )
     overlays: int = option(10, "Photos of each set drawn with their labels", least=0)
+    maps_gib: float = option(
+        2.0,
+        "Most memory in GiB for averaging class maps (AUG, WINDOW, CRF), over all systems, and as much again "
+        "for CRF; where many classes on a large photo need more, they are averaged on a coarser grid",
+        above=0,
+    )
     aug: AugConfig = section(AugConfig)
     window: WindowConfig = section(WindowConfig)
     crf: CrfConfig = section(CrfConfig)

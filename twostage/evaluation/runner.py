@@ -21,6 +21,7 @@ from twostage.evaluation.recall import ProposalRecall, Recall, oracle_labels
 from twostage.interfaces import Ensemble
 from twostage.segmenter import Segmenter, Words
 from twostage.types import Evidence, Proposals, Segmentation
+from twostage.views import View
 
 logger = logging.getLogger(__name__)
 
@@ -112,7 +113,7 @@ def _one(
         else [cut(labels_at(sample.labels, segmenter.size.resize(sample.image).shape[-2:]))]
     )
     evidence = segmenter.gather([sample.image], words, given)[0]
-    shown: dict[str, Segmentation] = {}
+    shown = _with_all_views(segmenter, sample, words, systems, evidence)
     for name, ensemble in systems.items():
         if name == ORACLE_CLASSES:
             shown[name] = _oracle_classes(evidence, sample.labels, len(words.vocabulary))
@@ -121,7 +122,7 @@ def _one(
             crops_only = replace(segmenter, dense=None)  # the dense map of this photo is known already
             known = crops_only.gather([sample.image], words, [truth])[0]
             shown[name] = ensemble.merge(known, words.vocabulary)
-        else:
+        elif name not in shown:
             shown[name] = ensemble.merge(evidence, words.vocabulary)
         tally.confusions[name].update(
             shown[name].labels.cpu(), sample.labels, sample.source or sample.image_id
@@ -129,6 +130,27 @@ def _one(
     if evidence.proposals is not None:
         tally.recall.update(_at(evidence.proposals, sample.labels.shape), sample.labels)
     return shown
+
+
+def _with_all_views(
+    segmenter: Segmenter, sample: Sample, words: Words, systems: Mapping[str, Ensemble], known: Evidence
+) -> dict[str, Segmentation]:
+    """What the systems make of all views, where there is more than one or a random field.
+
+    The oracles are left out: they are ceilings of one look at the whole photo.
+    """
+    asked = {name: one for name, one in systems.items() if name not in (ORACLE_CLASSES, ORACLE_MASKS)}
+    if segmenter.test_time.plain or not asked:
+        return {}
+    cut = getattr(segmenter.proposals, "propose_from_labels", None)
+
+    def given(view: View) -> Proposals:
+        assert cut is not None
+        assert sample.labels is not None
+        found: Proposals = cut(view.look(labels_at(sample.labels, view.size_hw)))
+        return found
+
+    return segmenter.label(sample.image, words, asked, known, None if cut is None else given)
 
 
 def true_masks(labels: Tensor, size_hw: Iterable[int]) -> Proposals:

@@ -52,8 +52,8 @@ class DenseCrf:
                 raise TwostageError(f"DenseCrf: {name} must be 0 or more, got {getattr(self, name)}.")
         if self.iterations < 1 or self.max_classes < 2:
             raise TwostageError(
-                f"DenseCrf: expected 1 or more iterations and 2 or more max_classes, got {self.iterations} and "
-                f"{self.max_classes}."
+                "DenseCrf: expected 1 or more iterations and 2 or more max_classes, got "
+                f"{self.iterations} and {self.max_classes}."
             )
         if self.unary not in UNARIES:
             raise TwostageError(f"DenseCrf: unknown unary {self.unary!r}.{nearest(self.unary, UNARIES)}")

@@ -59,11 +59,19 @@ class Lattice:
             per_sample_weights=self._point_weights,
             include_last_offset=True,
         )
-        empty = values.new_zeros(1, values.shape[1])
-        for before, after in self._neighbours:
+        blurred = self._blur(corners, self._neighbours) + self._blur(corners, self._neighbours[::-1])
+        return F.embedding_bag(self._corner_of, blurred, mode="sum", per_sample_weights=self._weights)
+
+    @staticmethod
+    def _blur(corners: Tensor, neighbours: list[tuple[Tensor, Tensor]]) -> Tensor:
+        """(V, C) blurred along one axis after the other. Corners that no point needs are missing, so the
+        order matters a little; both orders together make the filter symmetric and closer to the Gaussian.
+        """
+        empty = corners.new_zeros(1, corners.shape[1])
+        for before, after in neighbours:
             around = torch.cat([corners, empty])
             corners = corners + 0.5 * (around[before] + around[after])
-        return F.embedding_bag(self._corner_of, corners, mode="sum", per_sample_weights=self._weights)
+        return corners
 
 
 def _simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -108,8 +116,8 @@ def _pack(rounded: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     span = (rounded[:, :dims].amax(dim=0) + 2 * (dims + 1) - low + 1).tolist()
     if math.prod(span) >= 2**62:
         raise TwostageError(
-            f"Lattice: the points spread over {' x '.join(str(width) for width in span)} steps of the lattice, "
-            "more than can be numbered; use larger standard deviations."
+            f"Lattice: the points spread over {' x '.join(str(width) for width in span)} steps, more than "
+            "can be numbered; use larger standard deviations."
         )
     strides = [math.prod(span[:axis]) for axis in range(dims)]
     place = torch.tensor(strides, device=rounded.device)
