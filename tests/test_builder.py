@@ -292,7 +292,16 @@ def parts(*present: str, **options: Any) -> Segmenter:
         ),
         (
             ("stage_one", "regions", "dense"),
-            [*systems.SYSTEMS, ORACLE_MASKS, "ensemble", ORACLE_CLASSES],
+            [
+                "stage one",
+                "CLIP crops",
+                "dense",
+                "stage one + crops",
+                "crops + dense",
+                ORACLE_MASKS,
+                "ensemble",
+                ORACLE_CLASSES,
+            ],
         ),
     ],
 )

@@ -18,8 +18,10 @@ SYSTEMS: dict[str, tuple[str, ...]] = {
     "dense": ("dense",),
     "stage one + crops": ("stage_one", "regions"),
     "crops + dense": ("regions", "dense"),
+    "per pixel": ("pixels",),
+    "per pixel + dense": ("pixels", "dense"),
 }
-"""Parts of the evidence that the geometric ensemble is also measured on, one at a time and in pairs."""
+"""Parts of the evidence that an ensemble is also measured on, one at a time and in pairs."""
 ALL_SYSTEMS = (*SYSTEMS, ENSEMBLE, ORACLE_MASKS, ORACLE_CLASSES)
 """Every system there is; which ones an evaluation has follows from its parts."""
 
@@ -29,17 +31,18 @@ def systems(segmenter: Segmenter, wanted: list[str]) -> dict[str, Ensemble]:
 
     wanted: some of these names (TEST.SYSTEMS); empty takes all that the segmenter's parts allow.
     """
+    configured: Any = segmenter.ensemble
     present = [
         part
         for part, there in (
             ("stage_one", names_masks(segmenter.proposals)),
             ("regions", segmenter.proposals and segmenter.classifier),
             ("dense", segmenter.dense),
+            ("pixels", segmenter.pixels),
         )
-        if there
+        if there and part in getattr(configured, "weighs", (part,))
     ]
     found: dict[str, Ensemble] = {}
-    configured: Any = segmenter.ensemble
     if any(field.name == "use" for field in dataclasses.fields(configured.config)):
         for name, parts in SYSTEMS.items():
             # What is all there is goes by the name "ensemble", unless asked for by its own.

@@ -1,0 +1,38 @@
+"""Training the per-pixel baseline on the seen classes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from twostage.builder import Builder, Trained
+from twostage.config import Config, ConfigError
+from twostage.engine.trainer import Trainer
+from twostage.runs.proposals import ready
+from twostage.runs.training import Data
+from twostage.tasks.per_pixel import PerPixelTask
+
+
+def train(config: Config, resume: bool = False) -> Path:
+    """Train the per-pixel network on the seen classes of DATASETS.TRAIN, measure on DATASETS.TEST.
+
+    Returns:
+        The file with the weights, for MODEL.WEIGHTS.
+
+    Raises:
+        ConfigError: the evaluation at the end would not use what was trained, or cannot be made.
+    """
+    config = ready(config)
+    data = Data.of(config)
+    if data.tests and "per_pixel" not in (config.pixels.name, config.dense.name):
+        raise ConfigError(
+            f"TASK per_pixel: DATASETS.TEST would be measured without what is trained, PIXELS.NAME is "
+            f"{config.pixels.name!r}. Set PIXELS.NAME per_pixel, PROPOSALS.NAME '' and ENSEMBLE.NAME "
+            "per_pixel, or leave DATASETS.TEST empty."
+        )
+    builder = Builder(config)
+    network = builder.pixel_network()
+    task = PerPixelTask(network, builder.stage_one_text(data.vocabulary), data.vocabulary, config.solver)
+    builder.trained_pixels = Trained(network, data.vocabulary.every_name)
+    data.refuse_what_evaluation_would(builder)
+    data.announce(network)
+    return Trainer(task, data.batches, config, data.measure(builder)).run(resume)
