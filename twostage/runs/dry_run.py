@@ -98,10 +98,13 @@ def _networks(config: Config, clip: ClipFacts | None, plan: Plan) -> None:
         return
     builder = Builder(config)
     builder.device = torch.device("meta")
-    builder.embedding_dim = config.model.mask_former.get("embedding_dim", clip.dim)
+    of_pixels = config.model.per_pixel.get("embedding_dim", clip.dim)
+    builder.embedding_dim = config.model.mask_former.get("embedding_dim", of_pixels)
     makers: dict[str, Any] = {}
     if config.proposals.name == "maskformer" or config.task in ("proposals", "self_training"):
         makers["stage one"] = builder.network
+    if config.pixels.name == "per_pixel" or config.task == "per_pixel":
+        makers["per-pixel network"] = builder.pixel_network
     for name, make in makers.items():
         try:
             with torch.device("meta"):
