@@ -1,6 +1,6 @@
 """Arrays out of a pickle without running it: Detectron2 keeps ImageNet weights in such files.
 
-A pickle is a program that may call anything it can name. Here it can name nine things, and each of these
+A pickle is a program that may call anything it can name. Here it can name a dozen things, and each of these
 names stands for a maker of our own that only collects numbers; NumPy's and Python's functions of those names
 are never handed out. Files of Python 2 and 3, of NumPy 1 and 2 are read.
 """
@@ -123,6 +123,13 @@ def _encode(text: Any, encoding: Any = "latin1") -> bytes:
     return _text(text).encode("latin1")
 
 
+def _no_bytes(*given: Any) -> bytes:
+    """How old protocols write the bytes of an empty array."""
+    if given:
+        raise _Refused("a call of bytes")
+    return b""
+
+
 def _no_class(*_: Any) -> None:
     raise _Refused("a call of numpy.ndarray")
 
@@ -134,6 +141,7 @@ _ADMITTED: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy", "ndarray"): _no_class,
     ("numpy", "dtype"): _NumberFormat,
     ("_codecs", "encode"): _encode,
+    **{(builtins, "bytes"): _no_bytes for builtins in ("__builtin__", "builtins")},
     ("collections", "OrderedDict"): OrderedDict,
 }
 
