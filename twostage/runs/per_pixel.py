@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from twostage.builder import Builder, Trained
+from twostage.checkpoints import starting_weights
 from twostage.config import Config, ConfigError
 from twostage.engine.trainer import Trainer
 from twostage.runs.proposals import ready
@@ -35,4 +36,5 @@ def train(config: Config, resume: bool = False) -> Path:
     builder.trained_pixels = Trained(network, data.vocabulary.every_name)
     data.refuse_what_evaluation_would(builder)
     data.announce(network)
-    return Trainer(task, data.batches, config, data.measure(builder)).run(resume)
+    trainer = Trainer(task, data.batches, config, data.measure(builder), starting_weights(network))
+    return trainer.run(resume)
