@@ -11,7 +11,8 @@ import torch
 from tiny_parts import SYSTEM, Colours, Strips
 
 from twostage import build, builder, systems
-from twostage.builder import Builder, Trained, shipped, trained_names
+from twostage.builder import Builder, Trained, shipped
+from twostage.checkpoints import trained_names
 from twostage.clip.model import ClipModel
 from twostage.config import Config, ConfigError, load_config, parse_config
 from twostage.data import catalog

@@ -6,7 +6,7 @@ import dataclasses
 import inspect
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -15,14 +15,10 @@ import torch
 from torch import nn
 
 from twostage import registry
-from twostage.clip.learned_prompt import LearnedPrompt, learned_text_bank
+from twostage.checkpoints import Weights, open_weights
 from twostage.clip.model import ClipModel
-from twostage.clip.prompt_file import load_prompt
-from twostage.clip.prompts import SLOT, load_templates
-from twostage.clip.text_bank import LogitScale, build_text_bank, load_text_bank
 from twostage.config import Config, ConfigError, SlotConfig
 from twostage.data import same_words
-from twostage.engine.checkpoint import load_strictly, read_checkpoint
 from twostage.engine.distributed import pick_device
 from twostage.maskformer.config import MaskFormerConfig
 from twostage.maskformer.network import MaskFormer
@@ -34,10 +30,12 @@ from twostage.test_time import TestTime
 from twostage.types import TextBank
 from twostage.views import TestSize, Views
 from twostage.vocabulary import Vocabulary, nearest
-from twostage.weights import cache_folder
+from twostage.wording import Texts
 
 logger = logging.getLogger(__name__)
 WEIGHTS = Path(__file__).resolve().parent / "maskformer" / "weights"
+INSIDE = "checkpoint"
+"""CLIP.PRETRAINED's word for the CLIP that lies in MODEL.WEIGHTS."""
 DTYPES: dict[str, Any] = {
     "fp32": torch.float32,
     "bf16": torch.bfloat16,
@@ -54,8 +52,7 @@ class Builder:
         """trained: stage one's network where it is at hand already, in place of MODEL.WEIGHTS."""
         self.config = config
         self.device = pick_device(config.model.device)
-        self._texts: dict[Vocabulary, TextBank] = {}
-        self._stage_one_texts: dict[Vocabulary, TextBank] = {}
+        self.texts = Texts(config.clip, lambda: self.clip, lambda: self.weights, self.device)
         if trained is not None:
             self.trained = trained
 
@@ -63,6 +60,8 @@ class Builder:
     def clip(self) -> ClipModel:
         """The image-text model of CLIP.*, frozen."""
         options = self.config.clip
+        if options.pretrained == INSIDE:
+            return self._clip_inside(options.model.replace("/", "-"))
         return ClipModel.load(
             options.model,
             options.pretrained or None,
@@ -71,60 +70,45 @@ class Builder:
             seed=self.config.seed,
         )
 
+    def _clip_inside(self, name: str) -> ClipModel:
+        """The CLIP that lies in a published MODEL.WEIGHTS."""
+        inside = None if self.weights is None else self.weights.published
+        if inside is None or not inside.clip:
+            raise ConfigError(
+                f"CLIP.PRETRAINED {INSIDE}: there is no CLIP in MODEL.WEIGHTS {self.config.model.weights!r}; "
+                "name a published checkpoint there, or a tag or a file here."
+            )
+        if inside.clip_name != name:
+            raise ConfigError(
+                f"CLIP.MODEL is {name}, {inside.report.where} holds {inside.clip_name}: set CLIP.MODEL "
+                f"{inside.clip_name}."
+            )
+        where, kind = inside.report.where, DTYPES[self.config.clip.dtype]
+        return ClipModel.from_tensors(name, inside.clip, where, device=self.device, dtype=kind)
+
     @cached_property
+    def weights(self) -> Weights | None:
+        """MODEL.WEIGHTS, opened and recognised; None where none are named."""
+        path = self.config.model.weights
+        return open_weights(shipped(path)) if path else None
+
+    @property
     def templates(self) -> tuple[str, ...]:
         """The prompts of CLIP.TEMPLATES: a set by name, a file, or one template."""
-        return _templates(self.config.clip.templates)
+        return self.texts.templates
 
-    @cached_property
+    @property
     def stage_one_templates(self) -> tuple[str, ...]:
-        """The prompts of stage one: CLIP.STAGE_ONE_TEMPLATES, or those of stage two."""
-        return _templates(self.config.clip.stage_one_templates or self.config.clip.templates)
-
-    @cached_property
-    def prompt(self) -> LearnedPrompt:
-        """The learned vectors of CLIP.PROMPT, which stand in place of CLIP.TEMPLATES."""
-        prompt, facts = load_prompt(self.config.clip.prompt, self.clip)
-        logger.info(
-            "Prompt %s: %d vectors learned on %d names", prompt.digest, len(prompt.vectors), len(facts.names)
-        )
-        return prompt
+        """The same for stage one."""
+        return self.texts.stage_one_templates
 
     def text(self, vocabulary: Vocabulary) -> TextBank:
-        """Text features of a vocabulary, from the text tower or from CLIP.TEXT_FEATURES; made once."""
-        if vocabulary not in self._texts:
-            self._texts[vocabulary] = self._encode(vocabulary)
-        return self._texts[vocabulary]
+        """Text features of a vocabulary for stage two; made once."""
+        return self.texts.crops(vocabulary)
 
     def stage_one_text(self, vocabulary: Vocabulary) -> TextBank:
-        """The same for stage one, with CLIP.STAGE_ONE_TEMPLATES where those are given."""
-        if not self.config.clip.stage_one_templates:
-            return self.text(vocabulary)
-        if vocabulary not in self._stage_one_texts:
-            self._stage_one_texts[vocabulary] = self._from_templates(vocabulary, self.stage_one_templates)
-        return self._stage_one_texts[vocabulary]
-
-    def _encode(self, vocabulary: Vocabulary) -> TextBank:
-        options = self.config.clip
-        if options.text_features:
-            bank = load_text_bank(options.text_features, vocabulary, names=options.text_names or None)
-            scale = options.logit_scale
-            return replace(bank, logit_scale=bank.logit_scale if scale is None else scale).to(self.device)
-        if options.prompt:
-            scale = options.logit_scale
-            chosen: LogitScale = "model" if scale is None else scale
-            return learned_text_bank(self.clip, vocabulary, self.prompt, chosen).to(self.device)
-        return self._from_templates(vocabulary, self.templates)
-
-    def _from_templates(self, vocabulary: Vocabulary, templates: tuple[str, ...]) -> TextBank:
-        options = self.config.clip
-        return build_text_bank(
-            self.clip,
-            vocabulary,
-            templates,
-            logit_scale="model" if options.logit_scale is None else options.logit_scale,
-            cache_dir=cache_folder() / "text" if options.cache_dir == "auto" else options.cache_dir or None,
-        ).to(self.device)
+        """The same for stage one, whose prompts may differ."""
+        return self.texts.stage_one(vocabulary)
 
     @cached_property
     def embedding_dim(self) -> int:
@@ -174,16 +158,14 @@ class Builder:
     @cached_property
     def trained(self) -> Trained[MaskFormer]:
         """Stage one's network with the weights of MODEL.WEIGHTS, and what it was trained on."""
-        path = self.config.model.weights
-        if not path:
+        if self.weights is None:
             raise ConfigError(
                 "MODEL.WEIGHTS is empty, and untrained proposals mean nothing: name a checkpoint "
                 "(OUTPUT_DIR/model_final.pth after training), or another PROPOSALS.NAME."
             )
-        content = read_checkpoint(shipped(path))
         network = self.network()
-        load_strictly(network, content["model"], path)
-        return Trained(network, trained_names(content))
+        self.weights.load_into(network)
+        return Trained(network, self.weights.trained_names)
 
     @cached_property
     def trained_pixels(self) -> Trained[PerPixelNetwork]:
@@ -195,10 +177,10 @@ class Builder:
                 + ("are those of PROPOSALS.NAME maskformer here: leave that empty" if path else "is empty")
                 + "; name a checkpoint of TASK per_pixel (OUTPUT_DIR/model_final.pth after training)."
             )
-        content = read_checkpoint(shipped(path))
+        assert self.weights is not None
         network = self.pixel_network()
-        load_strictly(network, content["model"], path)
-        return Trained(network, trained_names(content))
+        self.weights.load_into(network)
+        return Trained(network, self.weights.trained_names)
 
     def component(self, kind: str, slot: SlotConfig) -> Any:
         """The component of one slot, or None where the slot is empty."""
@@ -250,8 +232,7 @@ class Builder:
         names = self._learned() if self.config.test.seen == "checkpoint" else ()
         if names:
             vocabulary = vocabulary.with_seen(names, same_words.forms)
-        separate = bool(self.config.clip.stage_one_templates)
-        stage_one = self.stage_one_text(vocabulary) if separate else None
+        stage_one = self.stage_one_text(vocabulary) if self.texts.prompts.separate else None
         return Words(vocabulary, self.text(vocabulary), stage_one)
 
     def _learned(self) -> tuple[str, ...]:
@@ -273,22 +254,12 @@ def at_test_time(config: Config) -> TestTime:
     return TestTime(views, crf, int(config.test.maps_gib * 2**30))
 
 
-def _templates(given: str) -> tuple[str, ...]:
-    return load_templates([given] if SLOT in given else given)
-
-
 @dataclass(frozen=True)
 class Trained(Generic[Network]):
     """A network with its weights, and the class names it was trained on (none where nothing is said)."""
 
     network: Network
     names: tuple[str, ...]
-
-
-def trained_names(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names, synonyms included, of the vocabulary that travels in a checkpoint."""
-    vocabulary = checkpoint.get("vocabulary") or {}
-    return tuple(name for synonyms in vocabulary.get("names", ()) for name in synonyms)
 
 
 def shipped(path: str) -> str | Path:

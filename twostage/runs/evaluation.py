@@ -95,7 +95,7 @@ def _report(
             dataset=dataset.name,
             device=builder.device,
             clip=_clip_facts(builder),
-            templates=builder.templates,
+            templates=builder.texts.wording,
             resize_backend="Pillow bilinear on uint8 (photos), torch bicubic (crops)",
             seeds={"run": config.seed},
             config=dataclasses.asdict(config),

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from twostage.builder import Builder, Trained, shipped
+from twostage.checkpoints import starting_weights
 from twostage.config import Config, ConfigError
 from twostage.engine.trainer import Trainer
 from twostage.maskformer.criterion import Criterion, LossConfig
@@ -45,7 +46,8 @@ def learn(data: Data, resume: bool = False, pseudo: Sequence[str] = (), evaluate
     builder.trained = Trained(network, data.vocabulary.every_name)
     data.refuse_what_evaluation_would(builder)
     data.announce(network)
-    return Trainer(task, data.batches, config, data.measure(builder) if evaluated else None).run(resume)
+    measure = data.measure(builder) if evaluated else None
+    return Trainer(task, data.batches, config, measure, starting_weights(network)).run(resume)
 
 
 def _losses(config: Config) -> LossConfig:
