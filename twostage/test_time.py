@@ -120,7 +120,7 @@ def _field(canvas: Canvas, photo: Tensor, crf: DenseCrf, budget: int, keep_score
     log_unary = torch.empty(*canvas.size_hw, len(chosen), device=canvas.device)
     silent = torch.zeros(canvas.size_hw, dtype=torch.bool, device=canvas.device)
     for rows, class_map, void in canvas.strips():
-        log_unary[rows] = crf.log_unary(class_map)[chosen].permute(1, 2, 0)
+        log_unary[rows] = crf.log_unary(class_map, chosen).permute(1, 2, 0)
         if void is not None:
             silent[rows] = void
     probs = crf.infer(photo.to(canvas.device), log_unary.flatten(0, 1)).view_as(log_unary)
@@ -133,7 +133,7 @@ def _field(canvas: Canvas, photo: Tensor, crf: DenseCrf, budget: int, keep_score
 
 
 def leading_classes(canvas: Canvas, most: int) -> Tensor:
-    """(M,) int64, in order, M <= most: all classes, or those that lead in the most pixels; among equals,
+    """(M,) int64, in order, M <= most: all classes, or those that lead in the most cells; among equals,
     those with the largest share of all scores.
     """
     count = canvas.num_classes
@@ -141,8 +141,8 @@ def leading_classes(canvas: Canvas, most: int) -> Tensor:
         return torch.arange(count, device=canvas.device)
     wins = torch.zeros(count, device=canvas.device)
     mass = torch.zeros(count, device=canvas.device)
-    for _, class_map, _ in canvas.strips():
-        wins += torch.bincount(class_map.argmax(dim=0).flatten(), minlength=count)
+    for _, class_map, _ in canvas.strips(canvas.grid_hw):
+        wins += torch.bincount(class_map.max(dim=0).indices.flatten(), minlength=count)  # see Painter.label
         mass += class_map.sum(dim=(1, 2))
     rank = wins.double() + mass.double() / (mass.sum().double() + 1e-12)
     return rank.topk(most).indices.sort().values

@@ -183,11 +183,14 @@ def test_one_pixel() -> None:
 
 def test_scores_become_probabilities_in_two_ways() -> None:
     scores = torch.tensor([[0.2, 0.0], [0.6, 0.0], [0.0, 0.0]])[:, :, None]
-    soft = DenseCrf().log_unary(scores).softmax(0)[:, 0, 0]
+    everyone = torch.arange(3)
+    soft = DenseCrf().log_unary(scores, everyone).softmax(0)[:, 0, 0]
     torch.testing.assert_close(soft, torch.tensor([0.2, 0.6, 0.0]).softmax(0))
-    shares = DenseCrf(unary="shares").log_unary(scores).softmax(0)
+    shares = DenseCrf(unary="shares").log_unary(scores, everyone).softmax(0)
     torch.testing.assert_close(shares[:, 0, 0], torch.tensor([0.25, 0.75, 0.0]), atol=2e-5, rtol=0)
     torch.testing.assert_close(shares[:, 1, 0], torch.full((3,), 1 / 3))
+    some = DenseCrf(unary="shares").log_unary(scores, torch.tensor([1, 0])).exp()
+    torch.testing.assert_close(some[:, 0, 0], torch.tensor([0.75, 0.25]))
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,6 @@ class Canvas:
         self.grid_hw = grid_within(num_classes, size_hw, budget_bytes)
         self._sum = torch.zeros(num_classes, *self.grid_hw, device=device)
         self._views = torch.zeros(self.grid_hw, device=device)
-        self._resizer = RowResizer(self.grid_hw, size_hw)
 
     @property
     def device(self) -> torch.device:
@@ -68,13 +67,15 @@ class Canvas:
         heard: Tensor | int = 1 if speaks is None else speaks[None].flip(turned)[0]
         self._views[top:bottom, left:right] += heard
 
-    def strips(self) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
-        """Rows of the photo, their mean class map (K, r, W) float32, and where no view had a say, (r, W) bool
-        or None if there is no such place.
+    def strips(self, size_hw: tuple[int, int] | None = None) -> Iterator[tuple[slice, Tensor, Tensor | None]]:
+        """Rows of a map of size_hw (None: the photo's), their mean class map (K, r, W) float32, and where no
+        view had a say, (r, W) bool or None if there is no such place.
         """
+        size_hw = self.size_hw if size_hw is None else size_hw
+        resizer = RowResizer(self.grid_hw, size_hw)
         silent = None if bool(self._views.all()) else (self._views == 0).float()[None]
-        for first, last in strips(self.num_classes, self.size_hw):
-            begin, end = self._resizer.source_rows(first, last)
+        for first, last in strips(self.num_classes, size_hw):
+            begin, end = resizer.source_rows(first, last)
             mean = self._sum[:, begin:end] / self._views[begin:end].clamp(min=1)
-            void = None if silent is None else self._resizer.strip(silent, first, last)[0] > 0.5
-            yield slice(first, last), self._resizer.resize(mean, first, last), void
+            void = None if silent is None else resizer.strip(silent, first, last)[0] > 0.5
+            yield slice(first, last), resizer.resize(mean, first, last), void

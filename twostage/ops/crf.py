@@ -58,16 +58,17 @@ class DenseCrf:
         if self.unary not in UNARIES:
             raise TwostageError(f"DenseCrf: unknown unary {self.unary!r}.{nearest(self.unary, UNARIES)}")
 
-    def log_unary(self, scores: Tensor) -> Tensor:
-        """Class scores (C, ...) -> log probabilities up to a constant of each pixel, (C, ...) float32.
+    def log_unary(self, scores: Tensor, chosen: Tensor) -> Tensor:
+        """Class scores (K, ...) -> log probabilities of the chosen classes, up to a constant of each pixel,
+        (C, ...) float32. chosen: (C,) int64.
 
         "softmax" takes the scores for logits (the paper: sums of probabilities times masks, which never lie
         far apart, so that the photo decides much); "shares" takes a class's part of the sum of all scores.
         """
         if self.unary == "softmax":
-            return scores.float()
+            return scores[chosen].float()
         total = scores.sum(dim=0, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny)
-        return (scores / total).clamp(min=1e-5).log()
+        return (scores[chosen] / total).clamp(min=1e-5).log()
 
     @torch.no_grad()
     def infer(self, photo: Tensor, log_unary: Tensor) -> Tensor:
