@@ -31,8 +31,8 @@ class SegmentationDataset(Protocol):
     """A sequence of samples with a vocabulary. Reading one sample must not depend on the others (workers
     share it).
 
-    A data set may also have `subsets`, name -> positions in the vocabulary, which reports show beside seen and
-    unseen; and `classes_present()`, the classes of each photo in order, which spares reading all label maps.
+    A data set may also have `subsets`, name -> positions in the vocabulary, which reports show beside seen
+    and unseen; and `classes_present()`, the classes of each photo in order, which spares reading label maps.
     """
 
     name: str
