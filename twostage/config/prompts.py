@@ -22,11 +22,21 @@ class PromptsConfig:
     )
     samples_per_class: int = option(
         32,
-        "Crops of each class in one pass; paper: drawn once with replacement (VOC: 128), fixed: anew each pass",
+        "Regions of each class in one pass; paper: drawn once, with replacement (VOC: 128); fixed: anew each "
+        "pass",
         least=1,
     )
     smallest_crop: float = option(
         0.5, "Least share of a region's box that a training crop shows (fixed; paper: 0.08)", above=0, most=1
+    )
+    views: int = option(
+        0,
+        "Training crops made of each region beforehand, whose CLIP features all seeds share; 0: new crops in "
+        "every update",
+        least=0,
+    )
+    logit_scale: float | None = option(
+        100.0, "Factor on cosines in the loss; null takes the model's own", above=0
     )
     photos: int = option(0, "Photos looked through for regions, drawn at random; 0: all", least=0)
     seeds: list[int] = option(

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,11 +22,12 @@ from twostage.data.region_crops import Look, RegionCutter, make_cutter
 from twostage.data.region_loader import RegionLoader
 from twostage.data.regions import Region, RegionPlan, find_regions
 from twostage.engine import distributed
-from twostage.engine.trainer import Trainer
+from twostage.engine.trainer import MakeBatches, Trainer
 from twostage.evaluation.regions import RegionFeatures, encode_regions
 from twostage.evaluation.top_k import TopK
 from twostage.runs.training import Data
 from twostage.tasks.prompts import PromptTask
+from twostage.tasks.region_views import RegionViews, encode_views
 from twostage.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,18 @@ def held_out_classes(vocabulary: Vocabulary, share: float) -> list[int]:
     count = min(max(1, round(share * len(vocabulary))), len(vocabulary) - 1)
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in vocabulary.shown]
     return sorted(sorted(range(len(vocabulary)), key=lambda k: digests[k])[:count])
+
+
+def _some_of_each(regions: Sequence[Region], count: int, seed: int) -> list[Region]:
+    """At most `count` regions of each class, drawn without replacement, in order."""
+    by_class: dict[int, list[Region]] = defaultdict(list)
+    for region in regions:
+        by_class[region.label].append(region)
+    chosen: list[Region] = []
+    for label, found in sorted(by_class.items()):
+        rng = np.random.default_rng([seed, label])
+        chosen += [found[i] for i in rng.choice(len(found), min(count, len(found)), replace=False)]
+    return sorted(chosen)
 
 
 @dataclass(frozen=True)
@@ -133,56 +146,61 @@ class Course:
         prompt = LearnedPrompt.random(options.prefix, options.suffix, clip.text_tower.width, seed)
         if options.init:
             prompt.start_with(clip, options.init)
-        scale = self.config.clip.logit_scale
-        scale = clip.logit_scale if scale is None else scale
+        scale = clip.logit_scale if options.logit_scale is None else options.logit_scale
         task = PromptTask(clip, prompt, self.vocabulary, config.solver, scale)
-        plan = self._plan(seed)
-
-        def batches(start: int) -> RegionLoader:
-            return RegionLoader(
-                self.data.train,
-                plan,
-                self.cutter,
-                config.solver.ims_per_batch // distributed.world_size(),
-                seed,
-                config.dataloader.num_workers,
-                start,
-                distributed.rank(),
-                distributed.world_size(),
-            )
-
+        batches = self._batches(config)
         logger.info(
-            "Seed %d: %d vectors learn from %d classes, %d are held out; %d regions a pass",
-            *(seed, len(prompt.vectors), len(self.trained), len(self.held_out), len(plan)),
+            "Seed %d: %d vectors learn from %d classes, %d are held out",
+            *(seed, len(prompt.vectors), len(self.trained), len(self.held_out)),
         )
         Trainer(task, batches, config, lambda _: self._scalars(prompt)).run(resume)
         return prompt
 
-    def _plan(self, seed: int) -> RegionPlan:
-        options, photos = self.config.prompts, set(self.photos[0])
-        regions = [region for region in self.regions if region.photo in photos]
-        plan = RegionPlan(regions, self.trained, options.samples_per_class, seed, options.mode == "fixed")
-        if plan.empty:
+    def _batches(self, config: Config) -> MakeBatches:
+        """From an update's number to the batches from there on, for the seed of `config`."""
+        options, seed = config.prompts, config.seed
+        share = config.solver.ims_per_batch // distributed.world_size()
+        fresh = options.mode == "fixed"
+        if options.views:
+            views = self._views
+            known = RegionPlan(views.rows, self.trained, options.samples_per_class, seed, fresh)
+            return lambda start: views.batches(known, share, start)
+        plan = RegionPlan(self._to_learn, self.trained, options.samples_per_class, seed, fresh)
+        return lambda start: RegionLoader(
+            *(self.data.train, plan, self.cutter, share, seed, config.dataloader.num_workers, start),
+            *(distributed.rank(), distributed.world_size()),
+        )
+
+    @cached_property
+    def _to_learn(self) -> list[Region]:
+        """Regions of the trained classes in the photos to learn from."""
+        photos, labels = set(self.photos[0]), set(self.trained)
+        found = [region for region in self.regions if region.photo in photos and region.label in labels]
+        if lacking := sorted(labels - {region.label for region in found}):
             shown = self.data.train.vocabulary.shown
-            logger.warning(
-                "No region of these classes, which compete nevertheless: %s",
-                ", ".join(shown[k] for k in plan.empty),
-            )
-        return plan
+            names = ", ".join(shown[k] for k in lacking)
+            logger.warning("No region of these classes, which compete nevertheless: %s", names)
+        return found
+
+    @cached_property
+    def _views(self) -> RegionViews:
+        """Features of crops of PROMPTS.SAMPLES_PER_CLASS regions of each class."""
+        options = self.config.prompts
+        chosen = _some_of_each(self._to_learn, options.samples_per_class, self.config.seed)
+        logger.info("Encoding %d crops of each of %d regions, once for all seeds", options.views, len(chosen))
+        return encode_views(
+            self.builder.clip, self.data.train, chosen, self.cutter, options.views, self.config.seed
+        )
 
     @cached_property
     def _choice(self) -> RegionFeatures | None:
         """What the seeds are compared by: held-out classes, or trained ones in kept photos."""
         labels = set(self.held_out or (self.trained if self._compares_seeds else []))
-        photos, by_class = set(self.photos[1]), defaultdict(list)
-        for region in self.regions:
-            if region.label in labels and region.photo in photos:
-                by_class[region.label].append(region)
-        rng, wanted = np.random.default_rng(self.config.seed), defaultdict(list)
-        for found in by_class.values():
-            count = min(JUDGED_REGIONS, len(found))
-            for number in rng.choice(len(found), count, replace=False):
-                wanted[found[number].photo].append(found[number].label)
+        photos = set(self.photos[1])
+        found = [region for region in self.regions if region.photo in photos and region.label in labels]
+        wanted: dict[int, list[int]] = defaultdict(list)
+        for photo, label in _some_of_each(found, JUDGED_REGIONS, self.config.seed):
+            wanted[photo].append(label)
         if not wanted:
             return None
         chosen = {photo: wanted[photo] for photo in sorted(wanted)}

@@ -16,6 +16,7 @@ from twostage.config import SolverConfig
 from twostage.data.regions import RegionBatch
 from twostage.engine.checkpoint import CheckpointError, load_strictly
 from twostage.engine.optimizer import group_parameters
+from twostage.tasks.region_views import FeatureBatch
 from twostage.tasks.words import require_same_vocabulary, trained_vocabulary
 from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary
@@ -50,9 +51,12 @@ class PromptTask:
         """The prompt."""
         return self.prompt
 
-    def losses(self, batch: RegionBatch) -> dict[str, Tensor]:
+    def losses(self, batch: RegionBatch | FeatureBatch) -> dict[str, Tensor]:
         """Cross entropy of the batch over the vocabulary; a class with synonyms is its best name."""
-        features = self._clip.encode_images(batch.pixels)
+        if isinstance(batch, FeatureBatch):
+            features = batch.features.to(self._clip.device)
+        else:
+            features = self._clip.encode_images(batch.pixels)
         rows = self.prompt.encode(self._clip, self._tokens)
         class_of = self._class_of.to(rows.device)
         logits = TextBank(rows, class_of, len(self.vocabulary), self._scale).logits(features)
