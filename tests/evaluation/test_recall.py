@@ -5,17 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 
 from twostage.data.errors import LabelError
 from twostage.evaluation.confusion import ConfusionMatrix
 from twostage.evaluation.metrics import compute
 from twostage.evaluation.recall import (
     ProposalRecall,
-    class_masks,
+    classes_in,
     mask_iou,
     oracle_labels,
     oracle_scores,
-    painted_labels,
 )
 from twostage.types import Proposals
 from twostage.vocabulary import Vocabulary
@@ -33,34 +33,53 @@ def halves() -> torch.Tensor:
     return labels
 
 
+def masks_of(labels: torch.Tensor) -> torch.Tensor:
+    return labels[None] == torch.tensor([k for k in labels.unique().tolist() if k >= 0])[:, None, None]
+
+
 def test_iou_equals_counting_sets_of_pixels(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("twostage.evaluation.recall._CHUNK", 50)
+    monkeypatch.setattr("twostage.evaluation.recall.strips", lambda count, size: [(0, 4), (4, 5), (5, 11)])
     generator = torch.Generator().manual_seed(0)
     first = torch.rand(5, 11, 13, generator=generator) > 0.6
     second = torch.rand(3, 11, 13, generator=generator) > 0.3
     first[2] = False
-    counted = torch.rand(11, 13, generator=generator) > 0.2
-    for keep in (None, counted):
-        iou = mask_iou(first, second, keep)
+    some = torch.rand(11, 13, generator=generator) > 0.2
+    for counted in (torch.ones(11, 13, dtype=torch.bool), some):
+
+        def truth(begin: int, end: int, counted: torch.Tensor = counted) -> tuple[torch.Tensor, torch.Tensor]:
+            return second[:, begin:end], counted[begin:end]
+
+        iou = mask_iou(proposals_of(first), truth, (11, 13), 0.5)
         for n in range(5):
             for m in range(3):
                 one, two = (
-                    {tuple(p) for p in (mask if keep is None else mask & keep).nonzero().tolist()}
-                    for mask in (first[n], second[m])
+                    {tuple(p) for p in (mask & counted).nonzero().tolist()} for mask in (first[n], second[m])
                 )
                 assert iou[n, m].item() == pytest.approx(len(one & two) / len(one | two))
 
 
 def test_two_empty_masks_have_iou_zero() -> None:
-    assert (
-        mask_iou(torch.zeros(1, 2, 2, dtype=torch.bool), torch.zeros(1, 2, 2, dtype=torch.bool)).item() == 0
-    )
+    nothing = torch.zeros(1, 2, 2, dtype=torch.bool)
+    iou = mask_iou(proposals_of(nothing), lambda a, b: (nothing[:, a:b], ~nothing[0, a:b]), (2, 2), 0.5)
+    assert iou.item() == 0
 
 
-def test_class_masks_leave_out_the_ignored() -> None:
-    present, masks = class_masks(halves())
-    assert present.tolist() == [0, 2]
-    assert masks.flatten(1).sum(1).tolist() == [16, 12]
+def test_classes_present_leave_out_the_ignored() -> None:
+    assert classes_in(halves()).tolist() == [0, 2]
+
+
+def test_smaller_masks_are_judged_as_if_resized_whole() -> None:
+    generator = torch.Generator().manual_seed(3)
+    small = torch.rand(6, 5, 7, generator=generator)
+    labels = torch.randint(-1, 4, (23, 31), generator=generator)
+    large = F.interpolate(small[None], size=(23, 31), mode="bilinear", align_corners=False)[0]
+    for oracle in (oracle_scores, oracle_labels):
+        expected, found = (oracle(proposals_of(masks), labels, 4) for masks in (large, small))
+        torch.testing.assert_close(found, expected)
+    whole, parts = ProposalRecall(4), ProposalRecall(4)
+    whole.update(proposals_of(large), labels)
+    parts.update(proposals_of(small), labels)
+    np.testing.assert_allclose(parts.sums, whole.sums)
 
 
 def test_oracle_scores_are_normalised_overlaps_with_the_strict_threshold() -> None:
@@ -93,32 +112,18 @@ def test_oracle_labels_are_the_arg_max_of_the_mixed_masks() -> None:
     assert torch.equal(found.long(), expected)
 
 
-def test_true_masks_reach_one_hundred_by_both_oracles() -> None:
+def test_true_masks_reach_one_hundred() -> None:
     labels = halves()
-    perfect = proposals_of(class_masks(labels)[1])
-    for oracle in (oracle_labels, painted_labels):
-        matrix = ConfusionMatrix(3)
-        matrix.update(oracle(perfect, labels, 3), labels)
-        assert compute(matrix, Vocabulary((("a",), ("b",), ("c",)))).overall.mIoU == 100.0
+    matrix = ConfusionMatrix(3)
+    matrix.update(oracle_labels(proposals_of(masks_of(labels)), labels, 3), labels)
+    assert compute(matrix, Vocabulary((("a",), ("b",), ("c",)))).overall.mIoU == 100.0
 
 
-def test_painting_lets_the_better_mask_win() -> None:
-    masks = torch.zeros(3, 4, 8, dtype=torch.bool)
-    masks[0, :, :4] = True  # exactly class 0
-    masks[1, :, 2:7] = True  # class 2 with IoU 12 / 20, over the first's edge
-    masks[2, 0, 7] = True  # meets no class
-    painted = painted_labels(proposals_of(masks), halves(), 3)
-    assert (painted[:, :4] == 0).all()
-    assert (painted[:, 4:7] == 2).all()
-    assert (painted[:, 7] == -1).all()
-
-
-@pytest.mark.parametrize("oracle", [oracle_labels, painted_labels])
 @pytest.mark.parametrize("case", ["no proposals", "all ignored"])
-def test_nothing_to_label_is_void(oracle: object, case: str) -> None:
+def test_nothing_to_label_is_void(case: str) -> None:
     masks = torch.ones(0 if case == "no proposals" else 2, 4, 8, dtype=torch.bool)
     labels = halves() if case == "no proposals" else torch.full((4, 8), -1)
-    painted = oracle(proposals_of(masks), labels, 3)  # type: ignore[operator]
+    painted = oracle_labels(proposals_of(masks), labels, 3)
     assert painted.shape == (4, 8)
     assert (painted == -1).all()
 
@@ -176,10 +181,10 @@ def test_merging_equals_one_collection() -> None:
 def test_what_does_not_fit_is_refused() -> None:
     proposals = proposals_of(torch.ones(1, 4, 8))
     recall = ProposalRecall(3)
-    with pytest.raises(LabelError, match="resize the masks"):
-        oracle_scores(proposals, torch.zeros(4, 9, dtype=torch.int64), 3)
+    with pytest.raises(LabelError, match=r"expected labels \(H, W\)"):
+        oracle_scores(proposals, torch.zeros(0, 9, dtype=torch.int64), 3)
     with pytest.raises(LabelError, match=r"expected labels -1\.\.1"):
-        painted_labels(proposals, halves(), 2)
+        oracle_labels(proposals, halves(), 2)
     with pytest.raises(LabelError, match="a class for each of 2 instances, got None"):
         recall.update(proposals, halves(), torch.ones(2, 4, 8, dtype=torch.bool))
     with pytest.raises(LabelError, match="instances \\(4, 9\\)"):

@@ -5,6 +5,7 @@ Shapes: N proposals, M true masks, K classes. A soft mask is binarised strictly 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,36 +16,53 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from twostage.data.errors import LabelError
-from twostage.ops.masks import binarise
+from twostage.ops.fusion import RowResizer, mix_strip, strips
 from twostage.types import VOID, Proposals
 from twostage.vocabulary import Vocabulary
 
-# Pixels that one matrix product looks at: bounds the float copies of N masks, keeps counts exact in float32.
-_CHUNK = 1 << 18
+TruthOf = Callable[[int, int], tuple[Tensor, Tensor]]
+"""Rows [first, last) of the truth: M masks (M, r, W) bool, and which pixels count (r, W) bool."""
 
 
-def mask_iou(first: Tensor, second: Tensor, counted: Tensor | None = None) -> Tensor:
-    """Intersection over union of every pair.
+def mask_iou(proposals: Proposals, truth: TruthOf, size_hw: tuple[int, int], threshold: float) -> Tensor:
+    """Intersection over union of every proposal with every true mask, (N, M) float64, 0 where both are empty.
 
-    first: (N, H, W) bool; second: (M, H, W) bool; counted: (H, W) bool, the pixels that matter, or None.
-    Returns (N, M) float64, 0 where both are empty.
+    size_hw: the truth's size, to which the masks are brought by bilinear interpolation, a strip of rows at a
+    time, so that N masks of that size never exist together.
     """
-    rows, columns = first.flatten(1), second.flatten(1)
-    keep = rows.new_ones(1, rows.shape[1]) if counted is None else counted.flatten()[None]
-    # The last column of the product is the counted area of each row, for the price of one more mask.
-    columns = torch.cat([columns & keep, keep])
-    product = torch.zeros(len(rows), len(columns), dtype=torch.float64, device=first.device)
-    for start in range(0, rows.shape[1], _CHUNK):
-        part = slice(start, start + _CHUNK)
-        product += (rows[:, part].float() @ columns[:, part].float().T).double()
-    both, areas = product[:, :-1], columns[:-1].count_nonzero(dim=1)
-    return both / (product[:, -1:] + areas - both).clamp(min=1)
+    if len(proposals) == 0:
+        return torch.zeros(0, len(truth(0, 1)[0]), dtype=torch.float64, device=proposals.masks.device)
+    resizer = RowResizer(proposals.size_hw, size_hw)
+    both: Tensor | None = None
+    mine = theirs = torch.zeros((), dtype=torch.float64)
+    for first, last in strips(len(proposals), size_hw):
+        wanted, counted = truth(first, last)
+        found = resizer.strip(proposals.masks, first, last) > threshold
+        rows = (found & counted).flatten(1).float()
+        columns = (wanted & counted).flatten(1).float()
+        # Counts below 2^24 are exact in float32, and a strip has far fewer pixels.
+        product = (rows @ columns.T).double()
+        both = product if both is None else both + product
+        mine = mine.to(rows.device) + rows.sum(dim=1).double()
+        theirs = theirs.to(rows.device) + columns.sum(dim=1).double()
+    assert both is not None
+    return both / (mine[:, None] + theirs[None] - both).clamp(min=1)
 
 
-def class_masks(gt_labels: Tensor) -> tuple[Tensor, Tensor]:
-    """The classes present in a label map (H, W), -1 ignored: (M,) int64, and their masks (M, H, W) bool."""
-    present = torch.bincount(gt_labels.flatten().long() - VOID)[1:].nonzero().flatten()
-    return present, gt_labels[None] == present[:, None, None]
+def classes_in(gt_labels: Tensor) -> Tensor:
+    """The classes present in a label map (H, W), -1 ignored: (M,) int64, ascending."""
+    return torch.bincount(gt_labels.flatten().long() - VOID)[1:].nonzero().flatten()
+
+
+def _truth_of_classes(gt_labels: Tensor, present: Tensor, ignored_count: bool) -> TruthOf:
+    """One true mask a class; ignored pixels count as background, or not at all."""
+
+    def rows(first: int, last: int) -> tuple[Tensor, Tensor]:
+        labels = gt_labels[first:last]
+        counted = torch.ones_like(labels, dtype=torch.bool) if ignored_count else labels != VOID
+        return labels[None] == present[:, None, None], counted
+
+    return rows
 
 
 def oracle_scores(
@@ -52,50 +70,36 @@ def oracle_scores(
 ) -> Tensor:
     """What a perfect stage two would say: (N, K) float32, IoU of mask and class, L1-normalised over classes.
 
-    All pixels count, ignored ones too (they belong to no class). A mask that meets no class keeps a row of
-    zeros. The label map follows as for any region scores: arg max over k of sum_n score[n, k] x mask[n],
-    VOID where that is 0 (`oracle_labels`). This is the oracle of the published zero-shot mask
-    classification baseline.
+    gt_labels: (H, W), -1 ignored, of any size; the masks are resized to it. All pixels count, ignored ones
+    too (they belong to no class). A mask that meets no class keeps a row of zeros. The label map follows as
+    for any region scores: arg max over k of sum_n score[n, k] x mask[n], VOID where that is 0
+    (`oracle_labels`). This is the oracle of the published zero-shot mask classification baseline.
     """
     gt_labels = _fitting(proposals, gt_labels, num_classes)
-    present, truth = class_masks(gt_labels)
+    present = classes_in(gt_labels)
     scores = torch.zeros(len(proposals), num_classes, dtype=torch.float64, device=gt_labels.device)
-    scores[:, present] = mask_iou(binarise(proposals.masks, threshold), truth)
+    truth = _truth_of_classes(gt_labels, present, ignored_count=True)
+    scores[:, present] = mask_iou(proposals, truth, _size(gt_labels), threshold)
     return F.normalize(scores, p=1, dim=1).float()
 
 
 def oracle_labels(
     proposals: Proposals, gt_labels: Tensor, num_classes: int, threshold: float = 0.5
 ) -> Tensor:
-    """The label map of `oracle_scores`, (H, W) int32; its metrics are the ceiling of stage one."""
+    """The label map of `oracle_scores`, of the truth's size, (H, W) int32; its metrics are the ceiling of
+    stage one.
+    """
     scores = oracle_scores(proposals, gt_labels, num_classes, threshold)
     present = torch.nonzero(scores.sum(0) > 0).flatten()
+    labels = torch.full(_size(gt_labels), VOID, dtype=torch.int32, device=scores.device)
     if len(present) == 0:
-        return torch.full(proposals.size_hw, VOID, dtype=torch.int32, device=scores.device)
-    maps = torch.einsum("nk,nhw->khw", scores[:, present], proposals.masks.float())
-    best, winner = maps.max(dim=0)
-    return torch.where(best > 0, present[winner], VOID).int()
-
-
-def painted_labels(
-    proposals: Proposals, gt_labels: Tensor, num_classes: int, threshold: float = 0.5
-) -> Tensor:
-    """A harder oracle, (H, W) int32: each binary mask takes the one class with which its IoU is largest.
-
-    Where masks overlap the one with the larger IoU wins (the earlier one at a tie); pixels of no mask, and
-    masks that meet no class, are VOID.
-    """
-    gt_labels = _fitting(proposals, gt_labels, num_classes)
-    present, truth = class_masks(gt_labels)
-    out = torch.full(proposals.size_hw, VOID, dtype=torch.int32, device=gt_labels.device)
-    if len(present) == 0 or len(proposals) == 0:
-        return out
-    binary = binarise(proposals.masks, threshold)
-    iou, choice = mask_iou(binary, truth).max(dim=1)
-    for n in torch.argsort(iou, descending=True, stable=True).flip(0).tolist():
-        if iou[n] > 0:
-            out[binary[n]] = int(present[choice[n]])
-    return out
+        return labels
+    resizer = RowResizer(proposals.size_hw, _size(gt_labels))
+    for first, last in strips(max(len(present), len(proposals)), _size(gt_labels)):
+        maps = mix_strip(scores[:, present], proposals.masks, resizer, first, last)
+        best, winner = maps.max(dim=0)
+        labels[first:last] = torch.where(best > 0, present[winner], VOID).int()
+    return labels
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class ProposalRecall:
         instances: Tensor | None = None,
         instance_classes: Tensor | None = None,
     ) -> None:
-        """Judge the proposals of one image.
+        """Judge the proposals of one image, whose masks may have another size than the truth.
 
         gt_labels: (H, W) integers, -1 ignored; instances: (M, H, W) bool with instance_classes (M,) int64,
         judged in place of the class regions; instances without a pixel that counts are skipped.
@@ -143,13 +147,14 @@ class ProposalRecall:
         """
         gt_labels = _fitting(proposals, gt_labels, self.num_classes)
         if instances is None:
-            classes, truth = class_masks(gt_labels)
+            classes = classes_in(gt_labels)
+            truth = _truth_of_classes(gt_labels, classes, ignored_count=False)
         else:
             classes, truth = self._instances(gt_labels, instances, instance_classes)
-        if len(truth) == 0:
+        if len(classes) == 0:
             return
-        iou = mask_iou(binarise(proposals.masks, self.threshold), truth, gt_labels != VOID)
-        best = iou.amax(dim=0) if len(proposals) else iou.new_zeros(len(truth))
+        iou = mask_iou(proposals, truth, _size(gt_labels), self.threshold)
+        best = iou.amax(dim=0) if len(proposals) else iou.new_zeros(len(classes))
         rows = torch.stack(
             [torch.ones_like(best), (best >= 0.5).double(), (best >= 0.75).double(), best], dim=1
         )
@@ -157,7 +162,7 @@ class ProposalRecall:
 
     def _instances(
         self, gt_labels: Tensor, instances: Tensor, instance_classes: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, TruthOf]:
         if instance_classes is None or instance_classes.shape != (len(instances),):
             given = None if instance_classes is None else tuple(instance_classes.shape)
             raise LabelError(
@@ -171,7 +176,12 @@ class ProposalRecall:
             raise LabelError(f"ProposalRecall: instance classes must lie in 0..{self.num_classes - 1}.")
         truth = instances.to(gt_labels.device).bool()
         kept = (truth & (gt_labels != VOID)).flatten(1).any(dim=1)
-        return instance_classes.to(gt_labels.device)[kept].long(), truth[kept]
+        truth = truth[kept]
+
+        def rows(first: int, last: int) -> tuple[Tensor, Tensor]:
+            return truth[:, first:last], gt_labels[first:last] != VOID
+
+        return instance_classes.to(gt_labels.device)[kept].long(), rows
 
     def merge(self, other: ProposalRecall) -> None:
         """Add what another collection (of another process) has seen.
@@ -206,14 +216,15 @@ class ProposalRecall:
 
 def _fitting(proposals: Proposals, gt_labels: Tensor, num_classes: int) -> Tensor:
     """The labels on the masks' device, checked against them."""
-    if gt_labels.shape != proposals.size_hw:
-        raise LabelError(
-            f"Proposals are {proposals.size_hw} and the ground truth {tuple(gt_labels.shape)}: "
-            "resize the masks to the ground truth first."
-        )
-    if gt_labels.numel() and (int(gt_labels.min()) < VOID or int(gt_labels.max()) >= num_classes):
+    if gt_labels.ndim != 2 or gt_labels.numel() == 0:
+        raise LabelError(f"Ground truth: expected labels (H, W), got {tuple(gt_labels.shape)}.")
+    if int(gt_labels.min()) < VOID or int(gt_labels.max()) >= num_classes:
         raise LabelError(
             f"Ground truth: expected labels {VOID}..{num_classes - 1}, got {int(gt_labels.min())}.."
             f"{int(gt_labels.max())}."
         )
     return gt_labels.to(proposals.masks.device)
+
+
+def _size(labels: Tensor) -> tuple[int, int]:
+    return labels.shape[0], labels.shape[1]

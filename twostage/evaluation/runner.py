@@ -128,7 +128,7 @@ def _one(
             shown[name].labels.cpu(), sample.labels, sample.source or sample.image_id
         )
     if evidence.proposals is not None:
-        tally.recall.update(_at(evidence.proposals, sample.labels.shape), sample.labels)
+        tally.recall.update(evidence.proposals, sample.labels)
     return shown
 
 
@@ -169,22 +169,7 @@ def labels_at(labels: Tensor, size_hw: Iterable[int]) -> Tensor:
 
 def _oracle_classes(evidence: Evidence, labels: Tensor, count: int) -> Segmentation:
     assert evidence.proposals is not None
-    return Segmentation(oracle_labels(_at(evidence.proposals, labels.shape), labels, count))
-
-
-def _at(proposals: Proposals, size_hw: Iterable[int]) -> Proposals:
-    """The same masks at another size."""
-    height, width = size_hw
-    if proposals.size_hw == (height, width):
-        return proposals
-    if len(proposals) == 0:
-        return Proposals(
-            proposals.masks.new_zeros((0, height, width)), proposals.scores, source=proposals.source
-        )
-    masks = F.interpolate(
-        proposals.masks[None].float(), size=(height, width), mode="bilinear", align_corners=False
-    )
-    return Proposals(masks[0], proposals.scores, source=proposals.source)
+    return Segmentation(oracle_labels(evidence.proposals, labels, count))
 
 
 def _gathered(tally: _Tally) -> _Tally:
