@@ -26,6 +26,6 @@ if __name__ == "__main__":
     )
     given = options.parse_args()
     plan = functools.partial(
-        pascal_context.plan, classes=dict.fromkeys(given.classes), annotations=given.annotations
+        pascal_context.plan, classes=sorted(set(given.classes)), annotations=given.annotations
     )
     sys.exit(run(given, plan))

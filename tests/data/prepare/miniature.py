@@ -1,6 +1,6 @@
 """Miniature copies of the benchmark data sets, in the folders and file formats of the published archives.
 
-With each come the label maps that have to come out, by plain dictionaries and loops, not the package's tables.
+With each come the label maps that have to come out, by plain dictionaries and loops.
 """
 
 from __future__ import annotations

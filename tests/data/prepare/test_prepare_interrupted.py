@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import replace
 from pathlib import Path
 
@@ -119,6 +120,18 @@ def test_while_maps_are_missing_there_is_no_index(make_tree: MakeTree) -> None:
     assert (tree.root / "coco/labels_171/train2017.json").exists()
 
 
+def test_a_process_that_dies_is_said(make_tree: MakeTree, monkeypatch: pytest.MonkeyPatch) -> None:
+    tree = make_tree("voc")
+
+    def dies(*args: object, **options: object) -> None:
+        raise BrokenProcessPool("killed")
+
+    monkeypatch.setattr(run.ProcessPoolExecutor, "map", dies)
+    monkeypatch.setattr(run, "_CHUNK", 1)
+    with pytest.raises(DatasetError, match=r"A process ended before .* fewer --workers"):
+        run.prepare(tree.plan(Request(tree.root)), workers=2)
+
+
 def test_killed_for_good_it_goes_on(tmp_path: Path) -> None:
     """A real SIGKILL: what is there afterwards is whole, and the same command ends well."""
     labels, photos = tmp_path / "cityscapes/gtFine/val/a", tmp_path / "cityscapes/leftImg8bit/val/a"
@@ -143,5 +156,5 @@ def test_killed_for_good_it_goes_on(tmp_path: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in made}
     ran = subprocess.run(program, cwd=ROOT, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
-    assert f"60 label maps in {out} ({60 - len(made)} written now)" in ran.stdout.replace("\n", " ")
+    assert f"60 of 500 label maps in {out} ({60 - len(made)} written now)" in ran.stdout.replace("\n", " ")
     assert {path: path.stat().st_mtime_ns for path in made} == before

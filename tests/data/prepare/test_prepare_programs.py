@@ -46,7 +46,7 @@ def test_prepares_and_checks(
     assert start(program, *options, "--root", str(tree.root), "--workers", "1") == 0
     printed = capsys.readouterr().out
     for split, photos in tree.splits.items():
-        assert f"{split}: {photos} label maps in" in printed
+        assert f"{split}: {photos} of {photos} label maps in" in printed
     assert all(path.is_file() for path in tree.expected)
     assert start(program, *options, "--root", str(tree.root), "--check-only") == 0
     assert "0 written now" in capsys.readouterr().out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
@@ -92,7 +93,7 @@ def names_in(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DatasetError(f"{path}: the list of names cannot be read ({error}). {_HELP}") from error
     names = [Path(line.split()[0]).stem for line in lines if line.strip()]
-    twice = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+    twice = sorted(name for name, times in Counter(names).items() if times > 1)
     if twice:
         raise DatasetError(f"{path}: {len(twice)} names are listed twice: {some(twice)}.")
     return names

@@ -6,10 +6,12 @@ import contextlib
 import functools
 import multiprocessing
 import os
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,12 +43,13 @@ class Report:
         tally, total = self.tally, int(self.tally.pixels.sum()) + self.tally.ignored
         absent = [name for name, count in zip(self.split.words, tally.images, strict=True) if not count]
         lines = [
-            f"{self.split.title}: {len(tally.present)} label maps in {self.split.folder} "
-            f"({tally.written} written now), {len(self.split.words) - len(absent)} of "
+            f"{self.split.title}: {len(tally.present):,} of {self.split.benchmark.photos:,} label maps in "
+            f"{self.split.folder} "
+            f"({tally.written:,} written now), {len(self.split.words) - len(absent)} of "
             f"{len(self.split.words)} classes, {tally.ignored / max(1, total):.1%} of the pixels ignored."
         ]
         if tally.without_class:
-            lines.append(f"  {tally.without_class} maps have no class at all; they are kept.")
+            lines.append(f"  {tally.without_class:,} maps have no class at all; they are kept.")
         if absent:
             lines.append(f"  Classes without a pixel: {some(absent, 10)}.")
         lines += [f"  {note}" for note in tally.notes[:5]]
@@ -118,15 +121,21 @@ def _outcomes(items: Sequence[Item], task: Task, workers: int) -> Generator[Outc
         return
     # A fresh process each: forking one that already runs threads can deadlock.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_end_with_parent)
+    pool = ProcessPoolExecutor(workers, mp_context=context, initializer=_serve_parent)
     try:
         yield from pool.map(job, items, chunksize=_CHUNK)
+    except BrokenProcessPool as error:
+        raise DatasetError(
+            f"{items[0].target.parent}: A process ended before its work was done, most often because the memory "
+            "was full. What is made stays: run again, with fewer --workers."
+        ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _end_with_parent() -> None:
-    """Workers of a killed program would wait for work for ever: a thread of each watches the program."""
+def _serve_parent() -> None:
+    """Leave keys to the program; end with it: workers of a killed one would wait for work for ever."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
