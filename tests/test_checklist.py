@@ -1,6 +1,6 @@
 """The parity checklist of zero-shot mask classification: the rows that no other test carries by name.
 
-Rows 5 to 11 stand as test_checklist_05 ... 11 beside the parts they concern.
+Rows 5 to 11, 14 and 18 stand as test_checklist_NN beside the parts they concern.
 """
 
 from __future__ import annotations

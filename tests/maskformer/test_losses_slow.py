@@ -259,7 +259,7 @@ def test_mask_count_alone() -> None:
     assert mask_count(7, torch.device("cpu")) == 7.0
 
 
-def test_mask_count_is_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_checklist_14_mask_count_is_averaged_over_processes(monkeypatch: pytest.MonkeyPatch) -> None:
     """As process 0 of two, the other having 8 masks."""
     monkeypatch.setattr(distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(distributed, "get_world_size", lambda: 2)
