@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from miniature import BUILDERS, MakeTree, Miniature
+from miniature import MakeTree, Miniature
+from miniatures import BUILDERS
 
 from twostage.data.benchmarks import BENCHMARKS
 

@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from miniature import BUILDERS, MakeTree
+from miniature import MakeTree
+from miniatures import BUILDERS
 
 Start = Callable[..., int]
 DATASETS = Path(__file__).resolve().parents[3] / "datasets"

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from miniature import BUILDERS, MakeTree, Miniature
+from miniature import MakeTree, Miniature
+from miniatures import BUILDERS
 from PIL import Image
 
 from twostage.data import catalog, presence

@@ -126,8 +126,8 @@ def _outcomes(items: Sequence[Item], task: Task, workers: int) -> Generator[Outc
         yield from pool.map(job, items, chunksize=_CHUNK)
     except BrokenProcessPool as error:
         raise DatasetError(
-            f"{items[0].target.parent}: A process ended before its work was done, most often because the memory "
-            "was full. What is made stays: run again, with fewer --workers."
+            f"{items[0].target.parent}: A process ended before its work was done; most often the memory is "
+            "full. What is made stays: run again, with fewer --workers."
         ) from error
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
