@@ -32,9 +32,8 @@ from twostage.types import VOID, Evidence, Proposals, RegionScores, TextBank
 from twostage.vocabulary import Vocabulary
 
 ROOT = Path(__file__).resolve().parents[1]
-SOURCES = sorted(
-    [*(ROOT / "twostage").rglob("*.py"), *(ROOT / "datasets").glob("*.py"), ROOT / "train_net.py"]
-)
+SOURCES = [ROOT / "train_net.py", *(ROOT / "twostage").rglob("*.py"), *(ROOT / "datasets").glob("*.py")]
+MINI = ["CLIP.MODEL=twostage-mini-rn", "CLIP.PRETRAINED=", "PROPOSALS.NAME="]
 
 
 def stands_in(test: str, *names: str) -> None:
