@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from twostage.engine.checkpoint import CheckpointError, load_strictly, read_checkpoint
+from twostage.perpixel.config import PerPixelConfig
 from twostage.published.backbone import PREFIX, read_backbone
 from twostage.published.numpy_pickle import read_arrays
 from twostage.published.reading import Published, read_published
@@ -145,15 +146,21 @@ def _require_options(network: nn.Module, wanted: Mapping[str, Any], where: str, 
     if not dataclasses.is_dataclass(config):
         return
     own = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    if strange := [name for name in wanted if name not in own]:
+        raise CheckpointError(
+            f"{where} holds another kind of network than {type(network).__name__}, one with "
+            f"{', '.join(strange)}. Is it meant for another TASK, or for another slot (PROPOSALS, PIXELS)?"
+        )
+    section = "PER_PIXEL" if isinstance(config, PerPixelConfig) else "MASK_FORMER"
     lines = []
     for name, value in wanted.items():
-        if name not in own or _plain(own[name]) == _plain(value):
+        if _plain(own[name]) == _plain(value):
             continue
         if name == "embedding_dim" and clip_name:
             lines.append(f"a joint space {own[name]} wide here, {value} there: set CLIP.MODEL {clip_name}")
         else:
             lines.append(
-                f"{name} {own[name]!r} here, {value!r} there: set MODEL.MASK_FORMER.{name.upper()} {value}"
+                f"{name} {own[name]!r} here, {value!r} there: set MODEL.{section}.{name.upper()} {value}"
             )
     if lines:
         raise CheckpointError(f"{where} is of another network:\n  " + "\n  ".join(lines))
