@@ -45,12 +45,16 @@ def test_what_is_missing_is_no_mistake(tmp_path: Path) -> None:
         f"CLIP.PROMPT={tmp_path / 'prompt.safetensors'}",
         f"DATASETS.ROOT={tmp_path}",
         "DATASETS.TEST=[folder:mine, shapes_test]",
+        "TASK=self_training",
+        f"SELF_TRAINING.START={tmp_path / 'R-103.pkl'}",
     ]
     plan = dry_run(load_config(None, words))
     assert plan.wrong == []
     text = "\n".join(plan.missing)
-    assert len(plan.missing) == 4
-    assert all(name in text for name in ("model.pth", "clip.pt", "prompt.safetensors", "folder:mine"))
+    assert len(plan.missing) == 5
+    assert all(
+        name in text for name in ("model.pth", "clip.pt", "prompt.safetensors", "folder:mine", "R-103")
+    )
     assert "data set shapes_test: 500 photos, 20 classes, 15 seen" in plan.parts
 
 

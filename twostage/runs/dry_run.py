@@ -160,17 +160,21 @@ def _prompts(config: Config, plan: Plan) -> None:
 
 
 def _weights(config: Config, plan: Plan) -> None:
-    if not config.model.weights:
-        return
-    try:
-        path = Path(shipped(config.model.weights))
-    except ConfigError as error:
-        plan.wrong.append(str(error))
-        return
-    if path.is_file():
-        plan.parts.append(f"weights: {path}")
-    else:
-        plan.missing.append(f"MODEL.WEIGHTS: {path} is not there.")
+    wanted = {"MODEL.WEIGHTS": config.model.weights}
+    if config.task == "self_training" and config.self_training.start not in ("scratch", "teacher"):
+        wanted["SELF_TRAINING.START"] = config.self_training.start
+    for key, given in wanted.items():
+        if not given:
+            continue
+        try:
+            path = Path(shipped(given))
+        except ConfigError as error:
+            plan.wrong.append(str(error))
+            continue
+        if path.is_file():
+            plan.parts.append(f"{key}: {path}")
+        else:
+            plan.missing.append(f"{key}: {path} is not there.")
 
 
 def _dataset(name: str, config: Config, plan: Plan) -> None:
