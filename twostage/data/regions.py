@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class Region(NamedTuple):
-    """photo: its index in the data set, or a row of a table; label: position of its class in the vocabulary."""
+    """photo: index in the data set, or a row of a table; label: position of the class in the vocabulary."""
 
     photo: int
     label: int

@@ -142,7 +142,8 @@ class Course:
     def learn(self, seed: int, resume: bool) -> LearnedPrompt:
         """Train with one seed; a finished training is only read when resuming."""
         clip, options = self.builder.clip, self.config.prompts
-        config = dataclasses.replace(self.config, seed=seed, output_dir=str(self.folder(seed)))
+        model = dataclasses.replace(self.config.model, weights="")  # they hold CLIP, if anything
+        config = dataclasses.replace(self.config, seed=seed, output_dir=str(self.folder(seed)), model=model)
         prompt = LearnedPrompt.random(options.prefix, options.suffix, clip.text_tower.width, seed)
         if options.init:
             prompt.start_with(clip, options.init)

@@ -74,8 +74,11 @@ def _require_sense(config: Config) -> None:
             "TASK prompts learns through CLIP's text tower, so CLIP.TEXT_FEATURES has no place: empty it."
         )
     if clip.prompt:
+        raise ConfigError("TASK prompts learns what CLIP.PROMPT would name: empty it.")
+    if config.model.weights and clip.pretrained != "checkpoint":
         raise ConfigError(
-            "TASK prompts learns what CLIP.PROMPT would name: empty it. MODEL.WEIGHTS may name a start."
+            "TASK prompts trains no network, so MODEL.WEIGHTS has no place unless CLIP.PRETRAINED checkpoint "
+            "takes CLIP from it: empty it. PROMPTS.INIT says what the vectors start from."
         )
     if not prompts.seeds:
         raise ConfigError("PROMPTS.SEEDS is empty: give one seed or more, as in [0, 1, 2].")

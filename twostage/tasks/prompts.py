@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -79,7 +78,7 @@ class PromptTask:
         }
 
     def load_state_dict(self, state: Mapping[str, Any], where: str, resuming: bool) -> None:
-        """Loads the vectors of a checkpoint or a prompt file. Resuming needs the same classes and CLIP.
+        """Loads the vectors. Resuming needs the same classes and the same CLIP.
 
         Raises:
             VocabularyError: resuming from a checkpoint of other classes.
@@ -93,7 +92,4 @@ class PromptTask:
                     f"{where} was written with {facts.get('clip')}, in other weights or another number "
                     f"format than this {self._clip.name}. Resume with the CLIP options of the run."
                 )
-        tensors = state["model"]
-        if set(tensors) == {"prefix", "suffix"}:
-            tensors = {"vectors": torch.cat([tensors["prefix"], tensors["suffix"]])}
-        load_strictly(self.prompt, tensors, where)
+        load_strictly(self.prompt, state["model"], where)

@@ -72,7 +72,7 @@ def encode_views(
 ) -> RegionViews:
     """`views` training crops of each region through CLIP, shared among the processes of a run.
 
-    A crop depends on (seed, region, its number) alone. Where the recipe leaves nothing of a region, none is made.
+    A crop depends on (seed, region, its number) alone; where the recipe leaves nothing of it, none is made.
     chunk: crops in one pass through CLIP.
     """
     by_photo: dict[int, list[int]] = defaultdict(list)
