@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
 from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from twostage.clip.model import ClipModel
 from twostage.dense.per_pixel import PerPixelDense
@@ -13,6 +17,7 @@ from twostage.dense.whole_image import WholeImageDense
 from twostage.ensembles.per_pixel import PerPixelEnsemble
 from twostage.errors import TwostageError
 from twostage.perpixel.config import PerPixelError
+from twostage.perpixel.network import PerPixelNetwork
 from twostage.segmenter import Segmenter, Words
 from twostage.types import PixelScores, TextBank
 from twostage.views import TestSize
@@ -68,6 +73,39 @@ def test_photos_to_labels_in_the_papers_order(test_size: int) -> None:
     sure = best[0] - best[1] > 1e-3
     assert float(sure.float().mean()) > 0.99
     assert torch.equal(found.labels[sure], logits.argmax(0).int()[sure])
+
+
+class Largest(TorchDispatchMode):
+    """Remembers the size of the largest tensor that any operation made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.numbers = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for item in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(item, Tensor):
+                self.numbers = max(self.numbers, item.numel())
+        return made
+
+
+@pytest.mark.parametrize("order", ["grid", "paper"])
+def test_no_map_of_all_words_or_components_at_full_size(order: str) -> None:
+    """Neither K x H x W nor D x H x W, which would be 150 or 128 times 360 x 520."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        network = PerPixelNetwork(replace(head(order).network.config, embedding_dim=128))
+    rows = functional.normalize(torch.randn(150, 128, generator=torch.Generator().manual_seed(1)), dim=1)
+    words = Words(
+        Vocabulary(tuple((f"class {k}",) for k in range(150))), TextBank(rows, torch.arange(150), 150)
+    )
+    own = PerPixelDense(PerPixelDense.Config(order), network)  # type: ignore[arg-type]
+    segmenter = Segmenter(PerPixelEnsemble.tiny(), size=TestSize(0), pixels=own)
+    with Largest() as watch:
+        [found] = segmenter.segment([photo(360, 520)], words)
+    assert found.labels.shape == (360, 520)
+    assert 150 * 90 * 130 <= watch.numbers <= 16 * 2**20 / 4, "at least what is kept, at most a strip"
 
 
 def test_the_mode_of_the_network_comes_back() -> None:

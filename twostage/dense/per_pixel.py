@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from twostage.errors import TwostageError
+from twostage.ops.fusion import strips
 from twostage.ops.modes import evaluating
 from twostage.perpixel.config import PerPixelConfig, PerPixelError
-from twostage.perpixel.network import PerPixelNetwork
+from twostage.perpixel.network import PerPixelNetwork, PixelEmbeddings
 from twostage.types import DenseScores, PixelScores, TextBank
 from twostage.vocabulary import nearest
 
@@ -71,8 +72,19 @@ class PerPixelDense:
                 "training that diverged: use an earlier checkpoint."
             )
         return PixelScores(
-            self.network.logits(output, text.to(embeddings.device))[0],
+            self._logits(output, text.to(embeddings.device)),
             stride=output.stride,
             image_hw=(image.shape[1], image.shape[2]),
             embeddings=embeddings.float() if self.config.order == "paper" else None,
         )
+
+    def _logits(self, output: PixelEmbeddings, text: TextBank) -> Tensor:
+        """(K, h, w) float32, some rows at a time: with many words the steps in between would need several
+        times the room.
+        """
+        depth, height, width = output.embeddings.shape[1:]
+        logits = torch.empty(text.num_classes, height, width, device=output.embeddings.device)
+        for first, last in strips(max(depth, text.num_classes), (height, width)):
+            part = replace(output, embeddings=output.embeddings[:, :, first:last])
+            logits[:, first:last] = self.network.logits(part, text)[0]
+        return logits

@@ -34,8 +34,7 @@ class Enlarged:
             full = (grid[0] * scores.stride, grid[1] * scores.stride)
             self._inner, self._outer = RowResizer(grid, full), RowResizer(scores.image_hw, size_hw)
             self._embeddings = scores.embeddings
-        if self._embeddings is not None:
-            self._maps = self._maps * _lengths(self._embeddings)
+        self._weights = None if self._embeddings is None else _lengths(self._embeddings)
 
     @property
     def device(self) -> torch.device:
@@ -52,17 +51,20 @@ class Enlarged:
 
     def rows(self, first: int, last: int) -> Tensor:
         """(K, last - first, output width) float32 logits."""
-        logits = self._resized(self._maps, first, last)
+        logits = self._resized(self._maps, first, last, self._weights)
         if self._embeddings is None:
             return logits
         return logits / _lengths(self._resized(self._embeddings, first, last))
 
-    def _resized(self, maps: Tensor, first: int, last: int) -> Tensor:
+    def _resized(self, maps: Tensor, first: int, last: int, weights: Tensor | None = None) -> Tensor:
+        """Output rows of (C, h, w) maps, times (h, w) weights where they are given."""
         if self._inner is None:
             return self._outer.strip(maps, first, last)
         begin, end = self._outer.source_rows(first, last)
-        seen = self._inner.strip(maps, begin, end)[..., : self._outer.source_hw[1]]
-        return self._outer.resize(seen, first, last)
+        top, bottom = self._inner.source_rows(begin, end)
+        rows = maps[:, top:bottom].float()
+        seen = self._inner.resize(rows if weights is None else rows * weights[top:bottom], begin, end)
+        return self._outer.resize(seen[..., : self._outer.source_hw[1]], first, last)
 
 
 def _lengths(embeddings: Tensor) -> Tensor:
