@@ -11,6 +11,7 @@ import signal
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -28,9 +29,11 @@ from twostage.engine import distributed
 from twostage.engine.checkpoint import read_checkpoint
 from twostage.engine.signals import TrainingInterrupted
 from twostage.errors import TwostageError
+from twostage.published.recognise import Kind
 from twostage.registry import ComponentError
-from twostage.runs import evaluation, proposals, pseudo_labels, self_training
+from twostage.runs import evaluation, proposals, pseudo_labels, self_training, self_training_checks
 from twostage.runs.manifest import StaleError
+from twostage.runs.self_training_checks import is_teacher
 from twostage.types import Segmentation
 
 PHOTOS = 5
@@ -270,6 +273,45 @@ def test_a_given_teacher_is_not_trained(whole: Path, tmp_path: Path) -> None:
     assert not same(read_checkpoint(out)["model"], weights(whole)), "it started from the teacher"
 
 
+@pytest.mark.parametrize("start", ["scratch", "teacher", "file"])
+def test_what_the_student_starts_from(
+    start: str, whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A backbone in MODEL.WEIGHTS is no teacher: one is trained from it, and so is a student from scratch."""
+    backbone = tmp_path / "R-0.pth"
+    torch.save(
+        {"model": {"stem.conv1.weight": torch.ones(1), "res2.0.conv1.weight": torch.ones(1)}}, backbone
+    )
+    file = whole / "student/model_final.pth"
+    learn, started = proposals.learn, []
+
+    def recording(data: Any, *given: Any, **named: Any) -> Path:
+        started.append(data.config.model.weights)
+        config = replace(data.config, model=replace(data.config.model, weights=""))
+        return learn(replace(data, config=config), *given, **named)
+
+    monkeypatch.setattr(proposals, "learn", recording)
+    run = config(tmp_path, f"MODEL.WEIGHTS={backbone}")
+    run = replace(
+        run, self_training=replace(run.self_training, start=str(file) if start == "file" else start)
+    )
+    build.train(run)
+    expected = {"scratch": backbone, "teacher": tmp_path / "out/teacher/model_final.pth", "file": file}
+    assert started == [str(backbone), str(expected[start])]
+
+
+def test_a_published_teacher_keeps_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """CLIP and prompts inside a published checkpoint would be lost with the student's own."""
+    inside = SimpleNamespace(prompt=torch.ones(1), region_prompt=None)
+    published = SimpleNamespace(kind=Kind.ZERO_SHOT, published=inside)
+    monkeypatch.setattr(self_training_checks, "open_weights", lambda path: published)
+    with pytest.raises(ConfigError, match=r"openai for the released checkpoints"):
+        is_teacher(config(tmp_path, "MODEL.WEIGHTS=x.pth", "CLIP.PRETRAINED=checkpoint"))
+    with pytest.raises(ConfigError, match=r"Name the file in CLIP\.PROMPT"):
+        is_teacher(config(tmp_path, "MODEL.WEIGHTS=x.pth"))
+    assert is_teacher(config(tmp_path, "MODEL.WEIGHTS=x.pth", "CLIP.PROMPT=x.pth"))
+
+
 def test_rounds_and_options_of_the_student(whole: Path, tmp_path: Path) -> None:
     options = ("SELF_TRAINING.ROUNDS=2", "SELF_TRAINING.MAX_ITER=1", "SELF_TRAINING.BASE_LR=0.5")
     given = f"MODEL.WEIGHTS={whole / 'teacher/model_final.pth'}"
@@ -351,6 +393,7 @@ def test_stale_results_are_refused(whole: Path, tmp_path: Path) -> None:
     ("options", "error", "told"),
     [
         (["PROPOSALS.NAME", "oracle"], ConfigError, "self-training trains a maskformer"),
+        (["SELF_TRAINING.START", "scrach"], ConfigError, "expected scratch, teacher, or a file with weights"),
         (["DATASETS.TRAIN=[]"], ConfigError, "DATASETS.TRAIN is empty"),
         (["DATASETS.TRAIN", "all_seen"], ConfigError, "all_seen has no unseen class"),
         (["ENSEMBLE.NAME", "tiny_parts:Strips"], ComponentError, "unknown option 'scores'"),

@@ -36,8 +36,8 @@ class SelfTrainingConfig:
     )
     start: str = option(
         "scratch",
-        "What the student starts from: fresh weights or the teacher's",
-        choices=("scratch", "teacher"),
+        "What the student starts from: scratch (what the teacher's training started from, where it is a "
+        "backbone in MODEL.WEIGHTS), teacher (the trained teacher), or a file, such as a backbone's weights",
     )
     max_iter: int = option(0, "Updates of the student; 0 takes SOLVER.MAX_ITER", least=0)
     base_lr: float = option(0.0, "Learning rate of the student; 0 takes SOLVER.BASE_LR", least=0)

@@ -50,8 +50,9 @@ def fill(known: Tensor | None, class_map: Tensor, seen: Tensor, rule: FillRule) 
     """(H, W) int32 labels: `known` where it speaks, and a class or VOID elsewhere.
 
     known: (H, W) int32 from `known_labels`, or None for an image without any ground truth, in which seen
-    classes are as likely as others and therefore always compete; class_map: (K, H, W) float32, what each
-    class has at each pixel; seen: (K,) bool. A pixel where no class that may win has anything is VOID.
+    classes are as likely as others and therefore always compete; class_map: (K, H, W) float32 on any device,
+    what each class has at each pixel; seen: (K,) bool. A pixel where no class that may win has anything is
+    VOID.
 
     Raises:
         LabelError: shapes that differ, or a negative or non-finite class map where shares were asked for.
@@ -62,7 +63,7 @@ def fill(known: Tensor | None, class_map: Tensor, seen: Tensor, rule: FillRule) 
             f"{tuple(class_map.shape)}{'' if known is None else f' for labels of {tuple(known.shape)}'}."
         )
     open_pixels = torch.ones(class_map.shape[1:], dtype=torch.bool) if known is None else known == VOID
-    values = class_map.cpu()[:, open_pixels].float()
+    values = class_map[:, open_pixels.to(class_map.device)].float()
     if not bool(torch.isfinite(values).all()) or (rule.score != "softmax" and bool((values < 0).any())):
         raise LabelError(
             "Pseudo labels: the ensemble's class map holds negative or non-finite numbers, of which no "
@@ -71,7 +72,7 @@ def fill(known: Tensor | None, class_map: Tensor, seen: Tensor, rule: FillRule) 
     may_win = ~seen if rule.prior and known is not None else torch.ones_like(seen)
     labels = torch.full(open_pixels.shape, VOID, dtype=torch.int32) if known is None else known.clone()
     if values.shape[1]:
-        labels[open_pixels] = _winners(values, may_win, rule)
+        labels[open_pixels] = _winners(values, may_win.to(values.device), rule).cpu()
     return labels
 
 

@@ -16,17 +16,17 @@ from pathlib import Path
 from typing import Any
 
 from twostage.builder import Builder
-from twostage.config import Config, ConfigError, dump_config
+from twostage.config import Config, dump_config
 from twostage.data.atomic import replacing
-from twostage.data.loader import training_vocabulary
 from twostage.data.pseudo import PseudoLabelled, evenly
 from twostage.data.sample import SegmentationDataset
 from twostage.download import digest_of
 from twostage.engine import distributed
 from twostage.evaluation import report
 from twostage.runs import evaluation, proposals
-from twostage.runs.manifest import MANIFEST, StaleError, claim, label_facts
+from twostage.runs.manifest import MANIFEST, claim, label_facts
 from twostage.runs.pseudo_labels import count, label_photos
+from twostage.runs.self_training_checks import is_teacher, refuse_leftovers, seen_flags
 from twostage.runs.self_training_report import Round, write_report
 from twostage.runs.training import Data
 
@@ -46,9 +46,9 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     config = proposals.ready(config)
     data = Data.of(config)
-    seen = _seen_flags(config, data.train)
+    seen = seen_flags(config, data.train)
     if not resume:
-        _refuse_leftovers(config)
+        refuse_leftovers(step(config, "labels"), step(config, "student"))
     teacher = _teacher(data, resume)
     systems = {"teacher": _rows(teacher, data.tests)}
     rounds = []
@@ -80,48 +80,18 @@ def _numbered(name: str, number: int) -> str:
     return name if number == 1 else f"{name}_{number}"
 
 
-def _seen_flags(config: Config, dataset: SegmentationDataset) -> tuple[bool, ...]:
-    """The flags of the training data, after everything that can be refused at once has been."""
-    if config.proposals.name != "maskformer":
-        raise ConfigError(
-            f"PROPOSALS.NAME is {config.proposals.name!r}, but self-training trains a maskformer: set it so."
-        )
-    flags = dataset.vocabulary.seen
-    if flags is None or all(flags):
-        raise ConfigError(
-            f"{dataset.name} has no unseen class, so there is nothing to label. Self-training needs data "
-            "whose class list says which classes are seen; train with TASK proposals instead."
-        )
-    training_vocabulary(dataset)
-    for more in ({"scores": True}, config.self_training.ensemble):  # labelling and the student need these
-        slot = dataclasses.replace(config.ensemble, options={**config.ensemble.options, **more})
-        Builder(config).component("ensembles", slot)
-    return flags
-
-
-def _refuse_leftovers(config: Config) -> None:
-    """A run that starts anew must not mix with, nor throw away, labels that took hours."""
-    for folder in (step(config, "labels"), step(config, "student")):
-        if (folder / MANIFEST).is_file():
-            raise StaleError(
-                f"{folder} holds results of an earlier run. Go on with --resume, remove the folder, or "
-                "choose another OUTPUT_DIR."
-            )
-    distributed.barrier()
-
-
 def _teacher(data: Data, resume: bool) -> Config:
     """The configuration of the trained teacher: MODEL.WEIGHTS is its file, OUTPUT_DIR its folder."""
     config, folder = data.config, Path(data.config.output_dir, "teacher")
     # TEST.EXPECTED_RESULTS speaks of the result, the student.
     test = dataclasses.replace(config.test, expected_results=[])
     own = dataclasses.replace(config, output_dir=str(folder), test=test)
-    if config.model.weights:
+    if is_teacher(config):
         logger.info("Teacher: %s is given by MODEL.WEIGHTS, so none is trained", config.model.weights)
-        return _quiet(own, config.model.weights)
+        return own
     logger.info("Teacher: training on the seen classes in %s", folder)
     weights = proposals.learn(dataclasses.replace(data, config=own), resume, evaluated=_watched(own))
-    return _quiet(own, str(weights))
+    return _with_weights(own, str(weights))
 
 
 def _labels(
@@ -145,13 +115,14 @@ def _student(
     """The configuration of the trained student."""
     options, folder = config.self_training, step(config, "student", number)
     own = _of_student(config, folder)
-    start = teacher.model.weights if options.start == "teacher" else ""
+    fresh = "" if is_teacher(config) else config.model.weights
+    start = {"scratch": fresh, "teacher": teacher.model.weights}.get(options.start, options.start)
     solver = dataclasses.replace(
         own.solver,
         max_iter=options.max_iter or own.solver.max_iter,
         base_lr=options.base_lr or own.solver.base_lr,
     )
-    own = dataclasses.replace(own, solver=solver, model=dataclasses.replace(own.model, weights=start))
+    own = dataclasses.replace(_with_weights(own, start), solver=solver)
     labels = step(config, "labels", number) / MANIFEST
     claim(
         folder,
@@ -165,7 +136,7 @@ def _student(
         if not flag
     ]
     logger.info("Student: training on all classes in %s, from %s", folder, start or "fresh weights")
-    return _quiet(own, str(proposals.learn(taught, resume, unseen, _watched(own))))
+    return _with_weights(own, str(proposals.learn(taught, resume, unseen, _watched(own))))
 
 
 def _of_student(config: Config, folder: Path) -> Config:
@@ -180,7 +151,7 @@ def _watched(config: Config) -> bool:
     return 0 < config.test.eval_period < config.solver.max_iter
 
 
-def _quiet(config: Config, weights: str) -> Config:
+def _with_weights(config: Config, weights: str) -> Config:
     return dataclasses.replace(config, model=dataclasses.replace(config.model, weights=weights))
 
 

@@ -1,0 +1,85 @@
+"""What is refused before self-training spends anything."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from twostage.builder import INSIDE, Builder
+from twostage.checkpoints import open_weights
+from twostage.config import Config, ConfigError
+from twostage.data.loader import training_vocabulary
+from twostage.data.sample import SegmentationDataset
+from twostage.engine import distributed
+from twostage.published.recognise import Kind
+from twostage.runs.manifest import MANIFEST, StaleError
+
+
+def seen_flags(config: Config, dataset: SegmentationDataset) -> tuple[bool, ...]:
+    """The flags of the training data, after everything that can be refused at once has been.
+
+    Raises:
+        ConfigError, ComponentError: the options cannot be meant so.
+    """
+    if config.proposals.name != "maskformer":
+        raise ConfigError(
+            f"PROPOSALS.NAME is {config.proposals.name!r}, but self-training trains a maskformer: set it so."
+        )
+    flags = dataset.vocabulary.seen
+    if flags is None or all(flags):
+        raise ConfigError(
+            f"{dataset.name} has no unseen class, so there is nothing to label. Self-training needs data "
+            "whose class list says which classes are seen; train with TASK proposals instead."
+        )
+    training_vocabulary(dataset)
+    start = config.self_training.start
+    if start not in ("scratch", "teacher") and not Path(start).is_file():
+        raise ConfigError(
+            f"SELF_TRAINING.START is {start!r}; expected scratch, teacher, or a file with weights."
+        )
+    is_teacher(config)
+    for more in ({"scores": True}, config.self_training.ensemble):  # labelling and the student need these
+        slot = dataclasses.replace(config.ensemble, options={**config.ensemble.options, **more})
+        Builder(config).component("ensembles", slot)
+    return flags
+
+
+def is_teacher(config: Config) -> bool:
+    """Whether MODEL.WEIGHTS is a trained network, not empty nor a backbone to start from.
+
+    Raises:
+        ConfigError: a published checkpoint whose CLIP or prompts the student would lose.
+    """
+    if not config.model.weights:
+        return False
+    opened = open_weights(config.model.weights)
+    if opened.kind is Kind.BACKBONE:
+        return False
+    inside, words = opened.published, config.clip
+    if inside is not None and words.pretrained == INSIDE:
+        raise ConfigError(
+            f"CLIP.PRETRAINED {INSIDE}: the student's checkpoints hold no CLIP. Name the tag or the file of "
+            "the same CLIP (openai for the released checkpoints)."
+        )
+    learned = inside is not None and not (inside.prompt is None and inside.region_prompt is None)
+    if learned and not words.prompt:
+        raise ConfigError(
+            f"{config.model.weights} has learned prompts inside, which the student's checkpoints have not. "
+            "Name the file in CLIP.PROMPT too, so that both stay with the same words."
+        )
+    return True
+
+
+def refuse_leftovers(*folders: Path) -> None:
+    """A run that starts anew must not mix with, nor throw away, labels that took hours.
+
+    Raises:
+        StaleError: one of the folders holds results.
+    """
+    for folder in folders:
+        if (folder / MANIFEST).is_file():
+            raise StaleError(
+                f"{folder} holds results of an earlier run. Go on with --resume, remove the folder, or "
+                "choose another OUTPUT_DIR."
+            )
+    distributed.barrier()
