@@ -17,10 +17,13 @@ from twostage.clip.prompt_file import load_prompt
 from twostage.config import Config, ConfigError, load_config
 from twostage.data import catalog
 from twostage.data.errors import DataError
+from twostage.data.regions import cut_regions
 from twostage.data.sample import Sample
 from twostage.data.shapes.classes import UNSEEN
+from twostage.data.transforms import resize_for_test
 from twostage.engine.checkpoint import CheckpointError
 from twostage.engine.trainer import NonFiniteLossError
+from twostage.evaluation.runner import true_masks
 from twostage.runs import prompts
 from twostage.runs.prompt_course import Course, held_out_classes
 from twostage.tasks.prompts import PromptTask
@@ -185,6 +188,24 @@ def test_learning_lowers_the_loss(tmp_path: Path) -> None:
     lines = [json.loads(line) for line in (tmp_path / "seed_1" / "metrics.json").read_text().splitlines()]
     losses = [line["loss_ce"] for line in lines if "loss_ce" in line]
     assert sum(losses[-10:]) < 0.7 * sum(losses[:10])
+
+
+def test_regions_are_shown_as_stage_two_shows_them(tmp_path: Path) -> None:
+    """The crops of true masks equal those of the classifier with its options, on a photo at test size."""
+    for given in (
+        "{}",
+        "{MASK_FILL: zero, ASPECT: pad, MODE: antialias, IMAGE_SIZE: 40, MASK_EXPAND_RATIO: 1.5}",
+    ):
+        course = Course(config(tmp_path, CLASSIFIER__OPTIONS=given, INPUT__MIN_SIZE_TEST=140))
+        classifier: Any = course.builder.component("classifiers", course.config.classifier)
+        sample = catalog.get("shapes_val")[3]
+        image = resize_for_test(sample.image, 140, 2560)
+        assert sample.labels is not None
+        masks = true_masks(sample.labels, image.shape[1:])
+        made = [pixels.clone() for _, pixels in classifier.chunks([image], [masks])]
+        found = cut_regions(catalog.get("shapes_val"), {3: None}, course.cutter)
+        shown = torch.stack([crop for _, crop in found])
+        torch.testing.assert_close(shown, torch.cat(made), rtol=1e-5, atol=1e-5)
 
 
 def test_held_out_classes_follow_their_names() -> None:

@@ -21,10 +21,17 @@ def train(config: Config, resume: bool = False) -> Path:
 def evaluate(config: Config, resume: bool = False) -> dict[str, Any]:
     """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume: OUTPUT_DIR's newest checkpoint.
 
+    With TASK prompts: how well CLIP.PROMPT, or CLIP.TEMPLATES, names true regions.
+
     Returns:
-        The outcome of each data set (twostage.evaluation.runner.Outcome).
+        The outcome of each data set (twostage.evaluation.runner.Outcome; TopK with TASK prompts).
     """
     from twostage.runs import evaluation
+
+    if config.task == "prompts":
+        from twostage.runs import prompts
+
+        return dict(prompts.evaluate(config))
 
     if resume and config.task == "self_training":
         from twostage.runs.self_training import finished

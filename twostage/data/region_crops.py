@@ -22,8 +22,8 @@ from torch.nn import functional as F
 
 from twostage.data.errors import DataError
 from twostage.data.transforms import resize_for_test
-from twostage.ops.crops import cut_region, make_canvas, resize_region
-from twostage.ops.masks import mask_boxes
+from twostage.ops.crops import Aspect, Fill, cut_region, make_canvas, resize_region
+from twostage.ops.masks import expand_boxes, mask_boxes
 from twostage.vocabulary import nearest
 
 MODES = ("fixed", "paper")
@@ -52,7 +52,7 @@ class Look:
     """What CLIP and the evaluation expect of a crop.
 
     mean, std: of colours in [0, 1]; size_hw: of the crop in pixels; min_size, max_size: edges of a photo at
-    test size, 0 keeps it.
+    test size, 0 keeps it. The others are stage two's options of the same meaning, for the recipe "fixed".
     """
 
     mean: tuple[float, float, float]
@@ -60,6 +60,10 @@ class Look:
     size_hw: tuple[int, int]
     min_size: int = 0
     max_size: int = 2560
+    fill: Fill = "mean"
+    aspect: Aspect = "squash"
+    antialias: bool = False
+    expand: float = 1.0
 
 
 def make_cutter(mode: str, look: Look, smallest: float = 0.5, flip: float = 0.5) -> RegionCutter:
@@ -91,10 +95,10 @@ class FixedCrops:
 
     def train(self, image: Tensor, mask: Tensor, rng: np.random.Generator) -> Tensor | None:
         """A part of the box that shows some of the mask, mirrored at random."""
-        x0, y0, x1, y1 = mask_boxes(mask[None])[0].tolist()
-        if x0 < 0:
+        box = self._box(mask)
+        if box is None:
             return None
-        box = [x0, y0, x1, y1]
+        x0, y0, x1, y1 = box
         for _ in range(TRIES if self.smallest < 1 else 0):
             top, left, height, width = random_window((y1 - y0, x1 - x0), self.smallest, rng)
             tried = [x0 + left, y0 + top, x0 + left + width, y0 + top + height]
@@ -106,15 +110,21 @@ class FixedCrops:
 
     def test(self, image: Tensor, mask: Tensor) -> Tensor | None:
         """The whole box."""
-        box = mask_boxes(mask[None])[0].tolist()
-        return None if box[0] < 0 else self._cut(image, mask, box)
+        box = self._box(mask)
+        return None if box is None else self._cut(image, mask, box)
+
+    def _box(self, mask: Tensor) -> list[int] | None:
+        boxes = expand_boxes(mask_boxes(mask[None]), self.look.expand, (mask.shape[0], mask.shape[1]))
+        box: list[int] = boxes[0].tolist()
+        return None if box[0] < 0 else box
 
     def _cut(self, image: Tensor, mask: Tensor, box_xyxy: Sequence[int]) -> Tensor:
         x0, y0, x1, y1 = box_xyxy
-        canvas = make_canvas(image[:, y0:y1, x0:x1], self.look.mean, self.look.std, "mean")
+        look = self.look
+        canvas = make_canvas(image[:, y0:y1, x0:x1], look.mean, look.std, look.fill)
         region = cut_region(canvas, mask[y0:y1, x0:x1], (0, 0, x1 - x0, y1 - y0))
-        out = torch.empty(3, *self.look.size_hw)
-        resize_region(region, out, canvas.fill)
+        out = torch.empty(3, *look.size_hw)
+        resize_region(region, out, canvas.fill, look.aspect, look.antialias)
         return out
 
 

@@ -13,7 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from twostage import registry
 from twostage.builder import Builder
+from twostage.classifiers.crops import CropClassifier
 from twostage.clip.learned_prompt import LearnedPrompt, learned_text_bank
 from twostage.clip.prompt_file import PromptFacts
 from twostage.config import Config
@@ -100,9 +102,21 @@ class Course:
 
     @cached_property
     def cutter(self) -> RegionCutter:
-        """How regions become crops."""
+        """How regions become crops: as CLASSIFIER would make them, where that is the one of crops."""
         clip, options, given = self.builder.clip, self.config.prompts, self.config.input
-        look = Look(clip.mean, clip.std, clip.image_size, given.min_size_test, given.max_size_test)
+        slot = self.config.classifier
+        stage_two = registry.make_config(CropClassifier, slot.options if slot.name == "crops" else {})
+        look = Look(
+            clip.mean,
+            clip.std,
+            (stage_two.image_size,) * 2 if stage_two.image_size else clip.image_size,
+            given.min_size_test,
+            given.max_size_test,
+            stage_two.mask_fill,
+            stage_two.aspect,
+            stage_two.mode == "antialias",
+            stage_two.mask_expand_ratio,
+        )
         return make_cutter(options.mode, look, options.smallest_crop, given.flip)
 
     @cached_property
