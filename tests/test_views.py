@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_parts import Colours, Strips, bank
+from tiny_parts import Colours, Strips, bank, write_system
 from torch import Tensor
 
+import twostage
 from twostage.builder import at_test_time
 from twostage.config import load_config
 from twostage.data.shapes.dataset import ShapesDataset
@@ -252,10 +253,11 @@ def test_one_plain_look_is_the_path_without_extras() -> None:
 
 def test_scores_are_kept_for_those_who_ask() -> None:
     ensemble = GeometricEnsemble(GeometricEnsemble.Config(scores=True))
-    for extra in (TestTime(Views(flip=True)), TestTime(crf=DenseCrf(max_classes=2))):
+    for extra, views in ((TestTime(Views(flip=True)), 2), (TestTime(crf=DenseCrf(max_classes=2)), 1)):
         [result] = system(extra, ensemble=ensemble).segment([blocks()], WORDS)
         assert result.scores is not None
         assert torch.equal(result.scores.argmax(0).int(), result.labels)
+        assert result.info == {"views": views, "random_field": views == 1}
         torch.testing.assert_close(result.scores.sum(0), torch.ones(24, 36))
 
 
@@ -277,13 +279,15 @@ def test_a_view_has_no_say_where_it_is_void() -> None:
         assert bool((found.labels[:, 30:] == VOID).all()), "no window sees these in its left half"
 
 
-def test_a_coarse_grid_still_gives_labels_of_the_photo() -> None:
+def test_a_coarse_grid_still_gives_labels_of_the_photo(caplog: pytest.LogCaptureFixture) -> None:
     photo = blocks(36, 36)
     fine = labels(TestTime(Views(flip=True)), photo)
     rough = labels(TestTime(Views(flip=True), maps_bytes=2 * 4 * 4 * 18 * 18), photo)
     assert rough.shape == fine.shape
     assert float((rough == fine).float().mean()) > 0.85
     assert torch.equal(rough[5::12, 5::12], fine[5::12, 5::12])
+    labels(TestTime(Views(flip=True), maps_bytes=2 * 4 * 4 * 18 * 18), photo)
+    assert caplog.text.count("coarser grid; raise it") == 1, "said once"
 
 
 def test_the_field_cleans_up_and_keeps_leading_classes() -> None:
@@ -373,6 +377,19 @@ def test_options_become_views(tmp_path: Path) -> None:
     )
     with pytest.raises(TwostageError, match=r"TEST\.WINDOW\.STRIDE"):
         at_test_time(load_config(None, ["TEST.WINDOW.SIZE", "24", "TEST.WINDOW.STRIDE", "25"]))
+
+
+def test_a_loaded_system_uses_them(tmp_path: Path) -> None:
+    """From the file of options to `System.segment`, with and without."""
+    path, photo = write_system(tmp_path), blocks(40, 50)
+    extras = ["TEST.AUG.ENABLED=true", "TEST.WINDOW.SIZE=30", "TEST.CRF.ENABLED=true"]
+    plain = twostage.load(str(path)).segment(photo, "a, b, c")
+    result = twostage.load(str(path), extras).segment(photo, "a, b, c")
+    assert "views" not in plain.info
+    assert result.info == {"views": 2 * 2 * 3, "random_field": True}
+    assert result.labels.shape == (40, 50)
+    assert result.confidence is not None
+    assert 1 / 3 <= float(result.confidence.min()) <= float(result.confidence.max()) <= 1 + 1e-6
 
 
 MEMORY = """

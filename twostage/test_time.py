@@ -6,6 +6,8 @@ Neither is part of a system; both work on any ensemble that can give its class m
 from __future__ import annotations
 
 import dataclasses
+import functools
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +22,8 @@ from twostage.ops.canvas import Canvas
 from twostage.ops.crf import DenseCrf
 from twostage.types import VOID, Segmentation
 from twostage.views import View, Views
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -72,7 +76,9 @@ class Album:
         self.ensembles = {name: scoring(ensemble) for name, ensemble in ensembles.items()}
         share = options.maps_bytes // (len(ensembles) + 1)  # a view's own map exists beside the sums
         self._canvases = {name: Canvas(num_classes, size_hw, share, device) for name in ensembles}
-        self._views = 0
+        self._views = dict.fromkeys(ensembles, 0)
+        if any(canvas.grid_hw != size_hw for canvas in self._canvases.values()):
+            _say_coarser(num_classes, len(ensembles), options.maps_bytes)
 
     def place(self, view: View) -> tuple[int, int]:
         """Height and width at which an ensemble has to map this view."""
@@ -83,6 +89,7 @@ class Album:
     def paste(self, name: str, view: View, made: Segmentation) -> None:
         """One ensemble's answer to a view; where it left pixels void it has no say."""
         assert made.scores is not None
+        self._views[name] += 1
         canvas, scores = self._canvases[name], made.scores
         if scores.shape[1:] != made.labels.shape:
             scores = F.interpolate(scores[None], made.labels.shape, mode="bilinear", align_corners=False)[0]
@@ -93,9 +100,24 @@ class Album:
         """The labels that all views of one ensemble come to. photo: RGB uint8 (3, H, W) at its own size."""
         canvas = self._canvases.pop(name)
         config: Any = getattr(self._asked[name], "config", None)
-        if self._options.crf is None:
-            return _labels(canvas, config.scores, getattr(config, "confidence", False))
-        return _field(canvas, photo, self._options.crf, self._options.maps_bytes, config.scores)
+        crf = self._options.crf
+        if crf is None:
+            made = _labels(canvas, config.scores, getattr(config, "confidence", False))
+        else:
+            made = _field(canvas, photo, crf, self._options.maps_bytes, config.scores)
+        return dataclasses.replace(made, info={"views": self._views[name], "random_field": crf is not None})
+
+
+@functools.cache
+def _say_coarser(num_classes: int, ensembles: int, budget: int) -> None:
+    """Once a run; the grid differs from photo to photo."""
+    logger.warning(
+        "Class maps of %d classes for %d systems do not fit TEST.MAPS_GIB %g on large photos, which are "
+        "averaged on a coarser grid; raise it, or measure fewer TEST.SYSTEMS, for the photos' own pixels",
+        num_classes,
+        ensembles,
+        budget / 2**30,
+    )
 
 
 def _labels(canvas: Canvas, keep_scores: bool, keep_confidence: bool) -> Segmentation:
