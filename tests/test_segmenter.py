@@ -11,6 +11,7 @@ from tiny_parts import Colours, Strips, bank
 from torch import Tensor
 
 from twostage.ensembles.geometric import GeometricEnsemble
+from twostage.ensembles.per_pixel import PerPixelEnsemble
 from twostage.errors import TwostageError
 from twostage.segmenter import Segmenter, Words
 from twostage.types import DenseScores, Evidence, Proposals, RegionScores, Segmentation, TextBank
@@ -86,16 +87,16 @@ def test_without_words_of_its_own_stage_one_gets_clips() -> None:
         (("dense",), {"dense"}),
         (("classifier", "dense"), {"dense"}),
         (("proposals", "dense"), {"proposals", "stage_one", "dense"}),
+        (("pixels",), {"pixels"}),
+        (("pixels", "dense"), {"pixels", "dense"}),
     ],
 )
 def test_what_is_left_out_stays_none(slots: tuple[str, ...], present: set[str]) -> None:
     recorder = Recorder()
     segmenter = Segmenter(recorder, **dict.fromkeys(slots, recorder), size=TestSize(0))  # type: ignore[arg-type]
     [evidence] = segmenter.gather(PHOTOS[:1], WORDS)
-    found = {
-        name for name in ("proposals", "stage_one", "regions", "dense") if getattr(evidence, name) is not None
-    }
-    assert found == present
+    parts = ("proposals", "stage_one", "regions", "dense", "pixels")
+    assert {name for name in parts if getattr(evidence, name) is not None} == present
     assert recorder.calls[0][1][0] == [(20, 30)], "size 0 leaves photos as they are"
 
 
@@ -134,6 +135,21 @@ def test_something_has_to_look_at_the_photo(classifier: Recorder | None) -> None
         TwostageError, match=r"set PROPOSALS\.NAME, DENSE\.NAME or PIXELS\.NAME \(see `twostage components`\)"
     ):
         Segmenter(Recorder(), classifier=classifier)
+
+
+def test_an_ensemble_has_to_listen() -> None:
+    deaf = GeometricEnsemble(GeometricEnsemble.Config())
+    with pytest.raises(TwostageError, match=r"GeometricEnsemble weighs .*set ENSEMBLE\.NAME per_pixel"):
+        Segmenter(deaf, dense=Recorder(), pixels=Recorder())
+    with pytest.raises(TwostageError, match=r"PerPixelEnsemble weighs .*there is neither"):
+        Segmenter(PerPixelEnsemble.tiny(), Recorder(), Recorder())
+    Segmenter(PerPixelEnsemble.tiny(), dense=Recorder())
+
+
+def test_the_trained_network_gets_the_words_of_stage_one() -> None:
+    recorder, own = Recorder(), bank(4, dim=5)
+    Segmenter(recorder, pixels=recorder).gather(PHOTOS[:1], Words(WORDS.vocabulary, WORDS.text, own))
+    assert recorder.calls[0][1][1] is own
 
 
 def test_a_real_merge_by_hand() -> None:

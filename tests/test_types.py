@@ -12,6 +12,7 @@ from twostage.types import (
     VOID,
     DenseScores,
     Evidence,
+    PixelScores,
     Proposals,
     RegionScores,
     Segmentation,
@@ -77,6 +78,15 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"no_object: expected \(3,\)",
     ),
     "dense of a batch": (lambda: DenseScores(f32(1, 2, 3, 4)), r"DenseScores\.logits: expected \(K, h, w\)"),
+    "cells that do not cover": (
+        lambda: PixelScores(f32(2, 3, 4), 4, (13, 16)),
+        r"\(3, 4\) cells of 4 pixels do not cover an image of \(13, 16\)",
+    ),
+    "cells without an image": (lambda: PixelScores(f32(2, 3, 4)), r"an image of \(0, 0\)"),
+    "embeddings of other cells": (
+        lambda: PixelScores(f32(2, 3, 4), 4, (12, 16), f32(8, 4, 3)),
+        r"embeddings: expected \(D, 3, 4\), got \(8, 4, 3\)",
+    ),
     "labels of a batch": (lambda: Segmentation(f32(1, 2, 3).int()), r"labels: expected \(H, W\)"),
     "soft labels": (lambda: Segmentation(f32(2, 3)), "expected integers, got torch.float32"),
 }
@@ -190,6 +200,13 @@ def test_a_bank_moves_whole() -> None:
 
 def test_absent_evidence_is_none_and_void_is_minus_one() -> None:
     evidence = Evidence((2, 3))
-    assert evidence.proposals is evidence.stage_one is evidence.regions is evidence.dense is None
+    assert (
+        evidence.proposals
+        is evidence.stage_one
+        is evidence.regions
+        is evidence.dense
+        is evidence.pixels
+        is None
+    )
     assert VOID == -1
     assert Segmentation(torch.full((1, 1), VOID, dtype=torch.int32)).info == {}
