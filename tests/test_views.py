@@ -415,13 +415,13 @@ def run(height, width):
     assert system.segment([photo], words)[0].labels.shape == (height, width)
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before = run(30, 40)
-print(run(360, 480) - before)
+print(run(300, 400) - before)
 """
 
 
 def test_memory_is_bounded_for_large_vocabularies() -> None:
-    """847 maps of 360 x 480 pixels are 558 MiB; twice 48 MiB and the field's 250 bytes a pixel have to do."""
+    """847 maps of 300 x 400 pixels are 388 MiB; twice 48 MiB and the field's 250 bytes a pixel have to do."""
     ran = subprocess.run([sys.executable, "-c", MEMORY], capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     grown = int(ran.stdout) / 1024
-    assert grown < 2 * 48 + 250 * 360 * 480 / 2**20 + 60
+    assert grown < 2 * 48 + 250 * 300 * 400 / 2**20 + 60

@@ -58,7 +58,10 @@ class View:
         return seen.flip(-1) if self.mirrored else seen.contiguous()
 
     def place(self, grid_hw: tuple[int, int]) -> Box:
-        """The box on a grid over the same photo, in whole cells, at least one; boxes that touch still do."""
+        """The box on a grid over the same photo, in whole cells, at least one; boxes that touch still do.
+
+        Where the grid is not the size looked at, edges are rounded: they are up to half a cell off.
+        """
         top, left, bottom, right = self.box
         rows, columns = grid_hw[0] / self.size_hw[0], grid_hw[1] / self.size_hw[1]
         first, before = int(top * rows + 0.5), int(left * columns + 0.5)

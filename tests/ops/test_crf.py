@@ -139,8 +139,10 @@ def test_the_mean_field_is_that_of_the_paper() -> None:
     torch.testing.assert_close(found, torch.tensor(share, dtype=torch.float64))
 
 
-@pytest.mark.parametrize("crf", [DenseCrf(), DenseCrf(bilateral_sxy=15), DenseCrf(iterations=1, compat=0)])
-@pytest.mark.parametrize("grain", [2.0, 15.0])
+@pytest.mark.parametrize(
+    ("crf", "grain"),
+    [(DenseCrf(), 2.0), (DenseCrf(bilateral_sxy=15), 15.0), (DenseCrf(iterations=1, compat=0), 15.0)],
+)
 def test_the_field_is_close_to_the_exact_one(crf: DenseCrf, grain: float) -> None:
     """Labels of 97 of 100 pixels agree, and probabilities are off by 0.03 on average."""
     photo, labels = scene(30, 40, grain)
@@ -161,7 +163,7 @@ def test_labels_snap_to_the_edges_of_the_photo() -> None:
     assert after > 0.99
 
 
-@pytest.mark.parametrize("level", [None, 0, 255])
+@pytest.mark.parametrize("level", [None, 255])
 def test_grey_and_plain_photos(level: int | None) -> None:
     """Three equal channels fold the colour axes onto a line; one colour onto a point."""
     photo, labels = scene(40, 50, 0.0)
