@@ -25,7 +25,7 @@ class ModelConfig:
     weights: str = option("", "File with trained weights (.pth or .safetensors); empty starts from scratch")
     device: str = option("auto", "auto takes the GPU when there is one", choices=("auto", "cpu", "cuda"))
     mask_former: dict[str, Any] = option({}, "Options of the mask network, by the names of MaskFormerConfig")
-    per_pixel: dict[str, Any] = option({}, "Options of the per-pixel network (TASK per_pixel)")
+    per_pixel: dict[str, Any] = option({}, "Options of the per-pixel network, by the names of PerPixelConfig")
     losses: dict[str, Any] = option({}, "Factors and kinds of its losses, by the names of LossConfig")
 
 
