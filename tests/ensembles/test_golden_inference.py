@@ -1,53 +1,72 @@
-"""The whole two-stage flow against numbers recorded from the original system, with generated weights."""
+"""The whole two-stage flow against numbers recorded from the original system, with generated weights, read
+from published checkpoints on disk: MODEL.WEIGHTS recognises them, CLIP and prompts come from inside.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import open_clip
 import pytest
 import torch
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
 GOLDEN = Path(__file__).parent.parent / "golden"
 sys.path.insert(0, str(GOLDEN))
 
 import inputs  # noqa: E402
-import names  # noqa: E402
 import weights  # noqa: E402
 
+from twostage.builder import Builder, Trained  # noqa: E402
 from twostage.classifiers.crops import CropClassifier  # noqa: E402
 from twostage.clip.pair import FrozenPair  # noqa: E402
-from twostage.clip.text_bank import build_text_bank  # noqa: E402
+from twostage.config import parse_config  # noqa: E402
 from twostage.ensembles.geometric import GeometricEnsemble  # noqa: E402
-from twostage.maskformer.config import MaskFormerConfig  # noqa: E402
 from twostage.maskformer.network import MaskFormer  # noqa: E402
 from twostage.ops.masks import mask_areas, mask_boxes  # noqa: E402
 from twostage.proposals.maskformer import MaskFormerProposals  # noqa: E402
-from twostage.types import Evidence, RegionScores, Segmentation, TextBank  # noqa: E402
+from twostage.published.recognise import Kind  # noqa: E402
+from twostage.types import Evidence, RegionScores, Segmentation  # noqa: E402
 from twostage.vocabulary import Vocabulary  # noqa: E402
 
 pytestmark = [pytest.mark.golden, pytest.mark.slow]
 
 TOLERANCE: dict[str, float] = json.loads((GOLDEN / "tolerances.json").read_text())
-TEMPLATES: dict[str, Any] = {"single": ("a sculpture of a {}.",), "vild": "vild"}
 LABEL_GAP = 3e-3
 """A label may differ only where the two best classes of the map are this close."""
 R50 = ["w08", "clip_only", "stage_one_only", "all_empty_w08", "all_empty_clip_only", "matting"]
-R101C = ["w07_thr03", "w0"]
+R101C = ["w07_thr03", "w0", "w04_thr05"]
+PHOTOS = os.environ.get("TWOSTAGE_TEST_DATA", "")
 
 
-def generated(depth: str, wanted: Iterable[str]) -> dict[str, Tensor]:
-    """These tensors of the generated checkpoint."""
-    plan = weights.plan(depth)
-    return {name: torch.from_numpy(weights.tensor(name, *plan[name])) for name in wanted}
+def published_file(folder: Path, depth: str, learned: bool) -> Path:
+    """A whole checkpoint as it is published, checked to be the recorded one bit for bit."""
+    state = weights.state_dict(depth, learned)
+    total = hashlib.sha256()
+    for name in sorted(state):
+        total.update(name.encode() + np.ascontiguousarray(state[name], dtype="<f4").tobytes())
+    recorded = json.loads((GOLDEN / "weights_sha256.json").read_text())["all"]
+    assert total.hexdigest() == recorded[depth + "_learned" * learned]
+    path = folder / "model_final.pth"
+    model = {name: torch.from_numpy(value) for name, value in state.items()}
+    torch.save({"model": model, "optimizer": {}, "scheduler": {}, "iteration": 59999}, path)
+    return path
+
+
+def builder(path: Path, clip: str = "", network: str = "") -> Builder:
+    """What a user gets who names the file and takes CLIP from inside. clip, network: more options."""
+    model = f"MODEL: {{WEIGHTS: '{path}', DEVICE: cpu, MASK_FORMER: {{{network}}}}}"
+    built = Builder(parse_config(f"{model}\nCLIP: {{PRETRAINED: checkpoint, {clip}}}", "golden"))
+    assert built.weights is not None
+    assert built.weights.kind is Kind.ZERO_SHOT
+    return built
 
 
 class Watched:
@@ -65,38 +84,66 @@ class Watched:
         return self.features[-1]
 
 
-@pytest.fixture(scope="module")
-def clip() -> FrozenPair:
-    """CLIP ViT-B/16; its generated weights do not depend on the case."""
-    model = open_clip.create_model("ViT-B-16-quickgelu")
-    prefix = "clip_adapter.clip_model."
-    made = generated("r50", [name for name in weights.plan("r50") if name.startswith(prefix)])
-    model.load_state_dict({name.removeprefix(prefix): value for name, value in made.items()}, strict=True)
-    return FrozenPair(model, open_clip.get_tokenizer("ViT-B-16"), "generated")
+class Taps:
+    """Keeps what the parts of a network gave in its last pass."""
+
+    def __init__(self, network: MaskFormer) -> None:
+        self.seen: dict[str, Any] = {}
+        for name in ("backbone", "pixel_decoder", "decoder", "class_head"):
+            getattr(network, name).register_forward_hook(self._keep(name))
+        network.register_forward_hook(self._keep("whole"))
+
+    def _keep(self, name: str) -> Any:
+        def hook(module: nn.Module, given: Any, output: Any) -> None:
+            self.seen[name] = output
+
+        return hook
+
+    def quantities(self) -> dict[str, Tensor]:
+        """Recorded name -> tensor."""
+        levels = {f"backbone.res{i}": level for i, level in enumerate(self.seen["backbone"], start=2)}
+        return levels | {
+            "mask_features": self.seen["pixel_decoder"][0],
+            "decoder": self.seen["decoder"],
+            "class_embed": self.seen["class_head"][-1],
+            "pred_masks": self.seen["whole"].mask_logits[-1],
+        }
 
 
 class Case:
     """One recorded case: both stages run once for each kind of crop, all variants share them."""
 
-    def __init__(self, name: str, clip: FrozenPair) -> None:
+    def __init__(self, name: str, built: Builder) -> None:
         self.name = name
         self.facts = json.loads((GOLDEN / f"{name}.json").read_text())
         self.values: Mapping[str, Any] = np.load(GOLDEN / f"{name}.npz")
         self.variants = {v["name"]: v for v in self.facts["variants"]}
-        seen = None if self.facts["seen"] is None else tuple(bool(flag) for flag in self.facts["seen"])
-        self.words = Vocabulary(tuple((word,) for word in self.facts["classes"]), seen)
-        self.clip = clip
-        self.text: TextBank = build_text_bank(clip, self.words, TEMPLATES[self.facts["prompt"]])
-        picture = inputs.image(**{"name" if k == "formula" else k: v for k, v in self.facts["image"].items()})
-        assert hashlib.sha256(picture.tobytes()).hexdigest() == self.facts["input_sha256"]
-        self.image = torch.from_numpy(picture).permute(2, 0, 1)
-        network = MaskFormer(MaskFormerConfig(backbone=self.facts["backbone"]))
-        table = names.name_table(network.state_dict(), weights.plan(self.facts["backbone"]))
-        made = generated(self.facts["backbone"], table.values())
-        network.load_state_dict({ours: made[source] for ours, source in table.items()}, strict=True)
-        stage_one = MaskFormerProposals(MaskFormerProposals.Config(), network)
-        (self.proposals,) = stage_one.propose([self.image], self.text)
+        self.words = built.words(Vocabulary(tuple((word,) for word in self.facts["classes"])))
+        self.clip: FrozenPair = built.clip
+        self.image = self._image(built)
+        stage_one = built.proposals()
+        assert isinstance(stage_one, MaskFormerProposals)
+        self.network = stage_one.network
+        self.taps = Taps(self.network)
+        (self.proposals,) = stage_one.propose([self.image], self.words.stage_one or self.words.text)
         self._named: dict[tuple[float, bool], tuple[RegionScores, Watched]] = {}
+
+    def _image(self, built: Builder) -> Tensor:
+        """RGB uint8 (3, H, W) as the network gets it, checked to be the recorded pixels."""
+        facts = self.facts["image"]
+        if "file" in facts:
+            original = np.array(Image.open(Path(PHOTOS, facts["file"])).convert("RGB"))
+            if hashlib.sha256(original.tobytes()).hexdigest() != facts["decoded_sha256"]:
+                pytest.skip(f"{facts['file']} decodes to other pixels here than where it was recorded")
+            image = built.segmenter().size.resize(torch.from_numpy(original).permute(2, 0, 1))
+        else:
+            made = inputs.image(facts["formula"], facts["height"], facts["width"])
+            image = torch.from_numpy(made).permute(2, 0, 1)
+        digest = hashlib.sha256(image.permute(1, 2, 0).contiguous().numpy().tobytes()).hexdigest()
+        if digest != self.facts["input_sha256"] and "file" in facts:
+            pytest.skip("Pillow resizes the photo to other pixels here than where it was recorded")
+        assert digest == self.facts["input_sha256"]
+        return image
 
     def regions(self, variant: dict[str, Any]) -> tuple[RegionScores, Watched]:
         """Stage two with this variant's threshold and matting, and what passed through CLIP."""
@@ -105,7 +152,7 @@ class Case:
             watched = Watched(self.clip)
             config = CropClassifier.Config(mask_threshold=key[0], matting=key[1], mask_fill=variant["fill"])
             classifier = CropClassifier(config, watched)
-            (scores,) = classifier.classify([self.image], [self.proposals], self.text)
+            (scores,) = classifier.classify([self.image], [self.proposals], self.words.text)
             self._named[key] = scores, watched
         return self._named[key]
 
@@ -127,13 +174,34 @@ class Case:
 
 
 @pytest.fixture(scope="module")
-def r50(clip: FrozenPair) -> Case:
-    return Case("r50_single_coco171", clip)
+def r50(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Case]:
+    path = published_file(tmp_path_factory.mktemp("r50"), "r50", learned=False)
+    yield Case("r50_single_coco171", builder(path, "TEMPLATES: 'a sculpture of a {}.'", "BACKBONE: r50"))
+    path.unlink()
 
 
 @pytest.fixture(scope="module")
-def r101c(clip: FrozenPair) -> Case:
-    return Case("r101c_vild_context59", clip)
+def learned(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Builder]:
+    """R101c with prompt vectors inside, which are used because they are there."""
+    path = published_file(tmp_path_factory.mktemp("r101c"), "r101c", learned=True)
+    yield builder(path)
+    path.unlink()
+
+
+@pytest.fixture(scope="module")
+def r101c(learned: Builder) -> Case:
+    """Templates in place of the vectors; backbone and CLIP are the same in both recordings."""
+    config = parse_config("MODEL: {DEVICE: cpu}\nCLIP: {TEMPLATES: vild}\nTEST: {SEEN: dataset}", "golden")
+    built = Builder(config, Trained(learned.trained.network, ()))
+    built.clip = learned.clip
+    return Case("r101c_vild_context59", built)
+
+
+@pytest.fixture(scope="module")
+def photo(learned: Builder) -> Case:
+    if not Path(PHOTOS, "photos", "sam_dog.jpg").is_file() or not PHOTOS:
+        pytest.skip("TWOSTAGE_TEST_DATA names no folder with photos/sam_dog.jpg")
+    return Case("r101c_learned_photo", learned)
 
 
 def tolerance(case: Case, variant: str, quantity: str) -> float:
@@ -203,11 +271,34 @@ def check_variant(case: Case, name: str) -> None:
         check_regions(case, name)
     evidence = case.evidence(variant)
     ensemble = GeometricEnsemble(GeometricEnsemble.Config(weight=variant["w"], scores=True))
-    mixed = ensemble.region_scores(evidence, ensemble.parts(evidence), case.words)
+    mixed = ensemble.region_scores(evidence, ensemble.parts(evidence), case.words.vocabulary)
     assert mixed is not None
     kept = mixed[0] if variant["w"] > 0 else mixed[0][mixed[1]]
     case.close(kept, f"{name}/scores", TOLERANCE["scores"])
-    check_map(case, name, ensemble.merge(evidence, case.words))
+    check_map(case, name, ensemble.merge(evidence, case.words.vocabulary))
+
+
+def check_stage_one(case: Case) -> None:
+    """Everything inside stage one, its logits, and the text features it compares with."""
+    for name, got in case.taps.quantities().items():
+        case.close(got, name, TOLERANCE[name.split(".")[0]])
+    text, scores = case.words.stage_one or case.words.text, case.proposals.logits
+    assert scores is not None
+    assert scores.no_object is not None
+    logits = torch.cat([scores.logits, scores.no_object[:, None]], dim=1)
+    case.close(logits[None], "pred_logits", TOLERANCE["pred_logits"])
+    assert logits.argmax(dim=1).tolist() == case.values["pred_logits.argmax"].flatten().tolist()
+    none = nn.functional.normalize(case.network.class_head.no_object.detach(), dim=1)
+    features = torch.cat([text.features, none])
+    case.close(features, "text_features", TOLERANCE["text_features"])
+    sums = torch.from_numpy(case.values["text_features.row_sum"])
+    torch.testing.assert_close(features.sum(dim=1), sums, rtol=0, atol=22 * TOLERANCE["text_features"])
+
+
+def test_stage_one_of_r50(r50: Case) -> None:
+    """The words seen are known by the number of trained classes, and matched by name."""
+    check_stage_one(r50)
+    assert list(r50.words.vocabulary.seen or ()) == [bool(flag) for flag in r50.facts["seen"]]
 
 
 @pytest.mark.parametrize("variant", R50)
@@ -215,6 +306,18 @@ def test_r50_single_coco171(r50: Case, variant: str) -> None:
     check_variant(r50, variant)
 
 
+def test_stage_one_of_r101c(r101c: Case) -> None:
+    check_stage_one(r101c)
+    assert r101c.words.vocabulary.seen is None
+    assert r101c.facts["seen"] is None
+
+
 @pytest.mark.parametrize("variant", R101C)
 def test_r101c_vild_context59(r101c: Case, variant: str) -> None:
     check_variant(r101c, variant)
+
+
+def test_a_photo_with_learned_prompts(photo: Case) -> None:
+    check_stage_one(photo)
+    assert list(photo.words.vocabulary.seen or ()) == [bool(flag) for flag in photo.facts["seen"]]
+    check_variant(photo, "w08")

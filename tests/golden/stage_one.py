@@ -5,7 +5,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import names
 import numpy as np
 import torch
 import weights
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from twostage.maskformer.config import MaskFormerConfig
 from twostage.maskformer.network import MaskFormer
+from twostage.published.names import stage_one_table
 
 GOLDEN = Path(__file__).parent
 
@@ -31,8 +31,7 @@ def generated(depth: str, wanted: Callable[[str], bool]) -> dict[str, Tensor]:
 def load_network(depth: str) -> MaskFormer:
     """A MaskFormer in training mode, dropout off, with the generated weights."""
     network = MaskFormer(MaskFormerConfig(backbone=depth, dropout=0.0))
-    own = network.state_dict()
-    table = names.name_table(own, weights.plan(depth))
+    table = stage_one_table(weights.plan(depth))
     made = generated(depth, set(table.values()).__contains__)
     network.load_state_dict({name: made[source] for name, source in table.items()}, strict=True)
     return network
