@@ -16,7 +16,14 @@ from torch.nn import functional as F
 from twostage.data.errors import DataError
 from twostage.data.region_crops import Look, centred, make_cutter, random_window
 from twostage.data.region_loader import RegionLoader
-from twostage.data.regions import Region, RegionBatch, RegionPlan, cut_regions, find_regions
+from twostage.data.regions import (
+    Region,
+    RegionBatch,
+    RegionPlan,
+    cut_regions,
+    find_regions,
+    some_of_each,
+)
 from twostage.data.sample import Sample
 from twostage.vocabulary import Vocabulary
 
@@ -82,6 +89,14 @@ def test_photos_without_labels_are_named() -> None:
 
 
 REGIONS = [Region(photo, 0) for photo in range(10)] + [Region(3, 1), Region(7, 3), Region(8, 3)]
+
+
+def test_some_regions_of_each_class() -> None:
+    chosen = some_of_each(REGIONS, 2, seed=4)
+    assert Counter(region.label for region in chosen) == {0: 2, 1: 1, 3: 2}
+    assert chosen == sorted(set(chosen))
+    assert some_of_each(REGIONS[::-1], 50, seed=4) == sorted(REGIONS)
+    assert some_of_each([], 2, seed=4) == []
 
 
 @pytest.mark.parametrize("fresh", [False, True])

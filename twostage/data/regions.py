@@ -102,6 +102,18 @@ def _present(labels: Tensor) -> list[int]:
     return [int(label) for label in torch.unique(labels).tolist() if label >= 0]
 
 
+def some_of_each(regions: Sequence[Region], count: int, seed: int) -> list[Region]:
+    """At most `count` regions of each class, drawn without replacement, in order."""
+    by_class: dict[int, list[Region]] = defaultdict(list)
+    for region in regions:
+        by_class[region.label].append(region)
+    chosen: list[Region] = []
+    for label, found in sorted(by_class.items()):
+        rng = np.random.default_rng([seed, label])
+        chosen += [found[i] for i in rng.choice(len(found), min(count, len(found)), replace=False)]
+    return sorted(chosen)
+
+
 class RegionPlan:
     """Which region stands at which place of an endless training: `per_class` of every class a pass.
 

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import logging
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,7 +22,7 @@ from twostage.config import Config
 from twostage.data import catalog
 from twostage.data.region_crops import Look, RegionCutter, make_cutter
 from twostage.data.region_loader import RegionLoader
-from twostage.data.regions import Region, RegionPlan, find_regions
+from twostage.data.regions import Region, RegionPlan, find_regions, some_of_each
 from twostage.engine import distributed
 from twostage.engine.trainer import MakeBatches, Trainer
 from twostage.evaluation.regions import RegionFeatures, encode_regions
@@ -49,18 +49,6 @@ def held_out_classes(vocabulary: Vocabulary, share: float) -> list[int]:
     count = min(max(1, round(share * len(vocabulary))), len(vocabulary) - 1)
     digests = [hashlib.sha256(name.encode()).hexdigest() for name in vocabulary.shown]
     return sorted(sorted(range(len(vocabulary)), key=lambda k: digests[k])[:count])
-
-
-def _some_of_each(regions: Sequence[Region], count: int, seed: int) -> list[Region]:
-    """At most `count` regions of each class, drawn without replacement, in order."""
-    by_class: dict[int, list[Region]] = defaultdict(list)
-    for region in regions:
-        by_class[region.label].append(region)
-    chosen: list[Region] = []
-    for label, found in sorted(by_class.items()):
-        rng = np.random.default_rng([seed, label])
-        chosen += [found[i] for i in rng.choice(len(found), min(count, len(found)), replace=False)]
-    return sorted(chosen)
 
 
 @dataclass(frozen=True)
@@ -201,7 +189,7 @@ class Course:
     def _views(self) -> RegionViews:
         """Features of crops of PROMPTS.SAMPLES_PER_CLASS regions of each class."""
         options = self.config.prompts
-        chosen = _some_of_each(self._to_learn, options.samples_per_class, self.config.seed)
+        chosen = some_of_each(self._to_learn, options.samples_per_class, self.config.seed)
         logger.info("Encoding %d crops of each of %d regions, once for all seeds", options.views, len(chosen))
         return encode_views(
             self.builder.clip, self.data.train, chosen, self.cutter, options.views, self.config.seed
@@ -214,7 +202,7 @@ class Course:
         photos = set(self.photos[1])
         found = [region for region in self.regions if region.photo in photos and region.label in labels]
         wanted: dict[int, list[int]] = defaultdict(list)
-        for photo, label in _some_of_each(found, JUDGED_REGIONS, self.config.seed):
+        for photo, label in some_of_each(found, JUDGED_REGIONS, self.config.seed):
             wanted[photo].append(label)
         if not wanted:
             return None
