@@ -14,7 +14,7 @@ from torch import Tensor
 
 from twostage.ensembles._enlarge import Enlarged
 from twostage.errors import TwostageError
-from twostage.ops.fusion import class_weights, geometric_mean, strips
+from twostage.ops.fusion import class_weights, strips
 from twostage.types import DenseScores, Evidence, Segmentation
 from twostage.vocabulary import Vocabulary, nearest
 
@@ -76,18 +76,19 @@ class PerPixelEnsemble:
         parts = self.parts(evidence)
         maps = [Enlarged(self._scores(evidence, part, count), size) for part in parts]
         device = maps[0].device
+        weights = self._weights(vocabulary, device) if len(maps) == 2 else None
         labels = torch.empty(size, dtype=torch.int32, device=device)
         kept = torch.empty(count, *size, device=device) if config.scores else None
         sure = torch.empty(size, device=device) if config.confidence else None
         for first, last in strips(max(enlarged.num_maps for enlarged in maps), size):
-            probs = [enlarged.rows(first, last).softmax(dim=0).to(device) for enlarged in maps]
-            class_map = probs[0] if len(probs) == 1 else self._mixed(probs[0], probs[1], vocabulary)
-            value, best = class_map.max(dim=0)  # on CPUs several times faster than argmax over the first axis
+            logs = [enlarged.rows(first, last).log_softmax(dim=0).to(device) for enlarged in maps]
+            mixed = logs[0] if weights is None else torch.lerp(logs[0], logs[1], weights)
+            value, best = mixed.max(dim=0)  # on CPUs several times faster than argmax over the first axis
             labels[first:last] = best.int()
             if sure is not None:
-                sure[first:last] = value / class_map.sum(dim=0).clamp(min=torch.finfo(torch.float32).tiny)
+                sure[first:last] = (value - mixed.logsumexp(dim=0)).exp()
             if kept is not None:
-                kept[:, first:last] = class_map
+                kept[:, first:last] = mixed.exp()
         return Segmentation(labels, kept, sure, {"parts": parts})
 
     def parts(self, evidence: Evidence) -> tuple[str, ...]:
@@ -113,17 +114,11 @@ class PerPixelEnsemble:
         temperature = config.pixel_temperature if part == "pixels" else config.dense_temperature
         return scores if temperature == 1 else replace(scores, logits=scores.logits / temperature)
 
-    def _mixed(self, pixels: Tensor, clip: Tensor, vocabulary: Vocabulary) -> Tensor:
-        """(K, r, W) probabilities of both -> their weighted geometric mean, not renormalised."""
+    def _weights(self, vocabulary: Vocabulary, device: torch.device) -> Tensor:
+        """(K, 1, 1): CLIP's share in the weighted geometric mean, which is a plain mean of logarithms."""
         weight, seen_weight = self.config.weight, self.config.seen_weight
-        weights = class_weights(
-            weight,
-            1 - weight if seen_weight is None else seen_weight,
-            vocabulary.seen,
-            len(vocabulary),
-            pixels.device,
-        )
-        return geometric_mean(pixels, clip, weights[:, None, None])
+        seen_weight = 1 - weight if seen_weight is None else seen_weight
+        return class_weights(weight, seen_weight, vocabulary.seen, len(vocabulary), device)[:, None, None]
 
     @classmethod
     def tiny(cls) -> PerPixelEnsemble:
