@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from twostage import registry
-from twostage.builder import Builder, shipped
+from twostage.builder import Builder, at_test_time, shipped
 from twostage.clip.checks import ClipError
 from twostage.clip.model import ClipFacts, describe
 from twostage.config import Config, ConfigError, SlotConfig
@@ -65,6 +65,7 @@ def dry_run(config: Config) -> Plan:
     _weights(config, plan)
     for name in dict.fromkeys([*config.datasets.train, *config.datasets.test]):
         _dataset(name, config, plan)
+    _test_time(config, plan)
     _expectations(config, plan)
     return plan
 
@@ -187,6 +188,22 @@ def _dataset(name: str, config: Config, plan: Plan) -> None:
     seen = dataset.vocabulary.seen
     flags = "" if seen is None else f", {sum(seen)} seen"
     plan.parts.append(f"data set {name}: {len(dataset)} photos, {len(dataset.vocabulary)} classes{flags}")
+
+
+def _test_time(config: Config, plan: Plan) -> None:
+    try:
+        extra = at_test_time(config)
+    except TwostageError as error:
+        plan.wrong.append(str(error))
+        return
+    views = extra.views
+    if not views.plain:
+        sizes = ", ".join(str(size.min_size) for size in views.sizes) or "test size"
+        mirrored = ", each mirrored too" if views.flip else ""
+        window = f", windows of {', '.join(map(str, views.windows))}" if any(views.windows) else ""
+        plan.parts.append(f"views: {sizes}{window}{mirrored}")
+    if extra.crf is not None:
+        plan.parts.append(f"random field: {extra.crf.iterations} steps, unary {extra.crf.unary}")
 
 
 def _expectations(config: Config, plan: Plan) -> None:
