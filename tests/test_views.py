@@ -24,6 +24,7 @@ from twostage.ops.canvas import Canvas, grid_within
 from twostage.ops.crf import DenseCrf
 from twostage.ops.windows import window_boxes
 from twostage.proposals.oracle import OracleProposals
+from twostage.runs.dry_run import dry_run
 from twostage.segmenter import Segmenter, Words
 from twostage.test_time import TestTime, leading_classes
 from twostage.types import VOID, DenseScores, Segmentation, TextBank
@@ -377,6 +378,16 @@ def test_options_become_views(tmp_path: Path) -> None:
     )
     with pytest.raises(TwostageError, match=r"TEST\.WINDOW\.STRIDE"):
         at_test_time(load_config(None, ["TEST.WINDOW.SIZE", "24", "TEST.WINDOW.STRIDE", "25"]))
+
+
+def test_a_dry_run_tells_of_them_and_of_what_cannot_be() -> None:
+    words = "TEST.AUG.ENABLED=true TEST.AUG.MIN_SIZES=[32,48] TEST.WINDOW.SIZE=24 TEST.CRF.ENABLED=true"
+    path = Path(__file__).parents[1] / "configs" / "shapes" / "zero_shot.yaml"
+    told = dry_run(load_config(path, words.split())).parts
+    assert "views: 32, 48, windows of 24, each mirrored too" in told
+    assert "random field: 5 steps, unary softmax" in told
+    wrong = dry_run(load_config(path, [*words.split(), "TEST.WINDOW.STRIDE=25"])).wrong
+    assert any("leaves gaps" in line for line in wrong)
 
 
 def test_a_loaded_system_uses_them(tmp_path: Path) -> None:
