@@ -46,7 +46,7 @@ class CrfConfig:
     unary: str = option(
         "softmax",
         "How class maps become probabilities: their softmax (the paper; flat, so that the photo decides "
-        "much), or each class's share of their sum",
+        "much and small things get lost), or each class's share of their sum, which keeps more of the maps",
         choices=("softmax", "shares"),
     )
     sxy: float = option(3.0, "Reach of the smoothing by place alone, standard deviation in pixels", above=0)
