@@ -69,6 +69,9 @@ def test_a_sweep_is_a_row_a_value(tmp_path: Path) -> None:
     assert [row.name for row in table.rows] == ["0.2", "0.8"]
     assert [row.config.ensemble.options for row in table.rows] == [{"weight": 0.2}, {"weight": 0.8}]
     assert [row.paper for row in table.rows] == [{}, {"hIoU": 37.8}]
+    both = "SWEEP: {KEY: [ENSEMBLE.OPTIONS.WEIGHT, ENSEMBLE.OPTIONS.SEEN_WEIGHT], VALUES: [0.2]}\n"
+    [row] = read_table(write(tmp_path, TABLE.split("ROWS:")[0] + both)).rows
+    assert row.config.ensemble.options == {"weight": 0.2, "seen_weight": 0.2}
 
 
 @pytest.mark.parametrize(

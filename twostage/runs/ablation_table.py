@@ -11,7 +11,8 @@
 
 BASE, SYSTEM and TRAIN of the table count where a row has none of its own, SET of the row after that of the
 table. TRAIN says how a row's files are made: configuration files, options after them, in their order. SWEEP
-in place of ROWS makes a row of each value of one option: {KEY: ENSEMBLE.OPTIONS.WEIGHT, VALUES: [0.2, 0.8]}.
+in place of ROWS makes a row of each value of an option, or of several together that take the same value:
+{KEY: ENSEMBLE.OPTIONS.WEIGHT, VALUES: [0.2, 0.8]}.
 """
 
 from __future__ import annotations
@@ -106,9 +107,9 @@ def _entries(content: Mapping[str, Any], path: Path) -> list[Any]:
     sweep = _mapping(content["sweep"], ("key", "values", "paper"), f"{path}: SWEEP")
     if not sweep.get("key") or not sweep.get("values"):
         raise ConfigError(f"{path}: SWEEP: expected KEY and VALUES.")
-    paper = sweep.get("paper") or {}
+    paper, keys = sweep.get("paper") or {}, _list(sweep["key"], path)
     return [
-        {"name": str(value), "set": [f"{sweep['key']}={value}"], "paper": paper.get(value, {})}
+        {"name": str(value), "set": [f"{key}={value}" for key in keys], "paper": paper.get(value, {})}
         for value in _list(sweep["values"], path)
     ]
 
