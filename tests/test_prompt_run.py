@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,13 @@ from twostage.data.shapes.classes import UNSEEN
 from twostage.data.transforms import resize_for_test
 from twostage.engine.checkpoint import CheckpointError
 from twostage.engine.trainer import NonFiniteLossError
+from twostage.evaluation.regions import RegionFeatures
 from twostage.evaluation.runner import true_masks
 from twostage.runs import prompts
-from twostage.runs.prompt_course import Course, held_out_classes
-from twostage.tasks.prompts import PromptTask
+from twostage.runs.prompt_course import Course
+from twostage.runs.prompt_report import Judged, Score, best_seed
+from twostage.tasks.prompts import PromptTask, held_out_classes
+from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary, VocabularyError
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -71,7 +75,10 @@ def test_every_seed_is_trained_and_the_best_is_kept(finished: Path) -> None:
     each = {seed: load_prompt(finished / f"seed_{seed}" / "prompt.safetensors") for seed in (3, 5)}
     scores = {seed: one[1].score for seed, one in each.items()}
     assert all(score is not None for score in scores.values())
-    assert facts.seed == max(scores, key=lambda seed: (scores[seed], -seed))
+    rows = json.loads((finished / "inference" / "results.json").read_text())["systems"][1:]
+    assert [row["choice"] for row in rows] == list(scores.values())
+    best = max(rows, key=lambda row: (round(row["choice"], 1), row["certainty"]))
+    assert best["system"] == f"seed {facts.seed}"
     assert torch.equal(kept.vectors, each[facts.seed][0].vectors)
     assert not torch.equal(each[3][0].vectors, each[5][0].vectors)
     assert facts.clip == "twostage-mini-rn"
@@ -218,6 +225,30 @@ def test_held_out_classes_follow_their_names() -> None:
     assert len(held_out_classes(words, 0.01)) == 1
     assert len(held_out_classes(Vocabulary.from_words("a, b"), 0.9)) == 1
     assert held_out_classes(Vocabulary.from_words("a"), 0.5) == []
+
+
+def test_ties_go_to_the_more_certain_and_then_to_the_first() -> None:
+    def judged(*scores: tuple[float, float] | None) -> dict[int, Judged]:
+        return {
+            seed: Judged(None if one is None else Score(*one), {}) for seed, one in enumerate(scores, start=4)
+        }
+
+    assert best_seed(judged((90.0, 99.0), (91.0, 50.0))) == 5
+    assert best_seed(judged((91.01, 60.0), (91.02, 50.0))) == 4
+    assert best_seed(judged((91.0, 50.0), (91.0, 50.0))) == 4
+    assert best_seed(judged(None, None)) == 4
+
+
+def test_certainty_by_hand() -> None:
+    regions = RegionFeatures(
+        torch.tensor([[1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]),
+        torch.tensor([0, 1, 1]),
+        Vocabulary.from_words("a, b"),
+        {},
+    )
+    text = TextBank(torch.eye(2), torch.arange(2), 2, logit_scale=1.0)
+    high = math.exp(1) / (math.exp(1) + 1)
+    assert regions.certainty(text) == pytest.approx(100 * (high + (1 - high + high) / 2) / 2)
 
 
 def test_without_held_out_classes_other_photos_choose(tmp_path: Path) -> None:

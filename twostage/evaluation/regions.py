@@ -39,6 +39,15 @@ class RegionFeatures:
         logits = torch.cat([bank.logits(part) for part in self.features.split(4096)])
         return top_k(logits, self.classes, self.vocabulary, self.subsets)
 
+    def certainty(self, text: TextBank) -> float:
+        """Probability given to the true class, percent, mean over classes of the mean over regions."""
+        bank = text.to("cpu")
+        rows = torch.arange(len(self.classes))
+        given = bank.logits(self.features).softmax(dim=1)[rows, self.classes].double()
+        return 100 * float(
+            torch.stack([given[self.classes == k].mean() for k in self.classes.unique()]).mean()
+        )
+
     def among(self, positions: Sequence[int]) -> RegionFeatures:
         """The regions of these classes, and no other class competing; class numbers follow `positions`."""
         place = torch.full((len(self.vocabulary),), -1)

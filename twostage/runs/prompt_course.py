@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 from collections import defaultdict
 from collections.abc import Mapping
@@ -18,6 +17,7 @@ from twostage.builder import Builder
 from twostage.classifiers.crops import CropClassifier
 from twostage.clip.learned_prompt import LearnedPrompt, learned_text_bank
 from twostage.clip.prompt_file import PromptFacts
+from twostage.clip.text_bank import LogitScale
 from twostage.config import Config
 from twostage.data import catalog
 from twostage.data.region_crops import Look, RegionCutter, make_cutter
@@ -27,8 +27,9 @@ from twostage.engine import distributed
 from twostage.engine.trainer import MakeBatches, Trainer
 from twostage.evaluation.regions import RegionFeatures, encode_regions
 from twostage.evaluation.top_k import TopK
+from twostage.runs.prompt_report import Score
 from twostage.runs.training import Data
-from twostage.tasks.prompts import PromptTask
+from twostage.tasks.prompts import PromptTask, held_out_classes
 from twostage.tasks.region_views import RegionViews, encode_views
 from twostage.vocabulary import Vocabulary
 
@@ -37,18 +38,6 @@ KEPT_PHOTOS = 5
 """Every fifth photo is kept from training where seeds are compared on the trained classes."""
 JUDGED_REGIONS = 200
 """Most regions of a class that the choice among seeds rests on."""
-
-
-def held_out_classes(vocabulary: Vocabulary, share: float) -> list[int]:
-    """Positions of the classes kept from training: `share` of all, at least one, but never the last one left.
-
-    A hash of the names decides, so the choice is the same for every seed, data set and order. Share 0: none.
-    """
-    if share <= 0:
-        return []
-    count = min(max(1, round(share * len(vocabulary))), len(vocabulary) - 1)
-    digests = [hashlib.sha256(name.encode()).hexdigest() for name in vocabulary.shown]
-    return sorted(sorted(range(len(vocabulary)), key=lambda k: digests[k])[:count])
 
 
 @dataclass(frozen=True)
@@ -136,10 +125,11 @@ class Course:
         """Where the training of a seed writes."""
         return Path(self.config.output_dir, f"seed_{seed}")
 
-    def facts(self, seed: int, score: float | None) -> PromptFacts:
+    def facts(self, seed: int, score: Score | None) -> PromptFacts:
         """What the file of a prompt says of its making."""
         clip, names = self.builder.clip, self.vocabulary.every_name
-        return PromptFacts(clip.name, clip.digest, tuple(names), self.config.prompts.mode, seed, score)
+        top1 = None if score is None else score.top1
+        return PromptFacts(clip.name, clip.digest, names, self.config.prompts.mode, seed, top1)
 
     def learn(self, seed: int, resume: bool) -> LearnedPrompt:
         """Train with one seed; a finished training is only read when resuming."""
@@ -210,12 +200,16 @@ class Course:
         features = encode_regions(self.builder.clip, self.data.train, chosen, self.cutter)
         return features.among(self.seen)
 
-    def score(self, prompt: LearnedPrompt) -> float | None:
-        """Mean top-1 over the classes of the choice, in percent, all seen classes competing; or None."""
+    def score(self, prompt: LearnedPrompt) -> Score | None:
+        """How well it names what seeds are compared by, all seen classes competing; None without any."""
         if self._choice is None:
             return None
-        text = learned_text_bank(self.builder.clip, self._choice.vocabulary, prompt)
-        return self._choice.judge(text).overall.mean_top1
+        scale = self.config.prompts.logit_scale
+        known: LogitScale = "model" if scale is None else scale
+        text = learned_text_bank(self.builder.clip, self._choice.vocabulary, prompt, known)
+        top1 = self._choice.judge(text).overall.mean_top1
+        assert top1 is not None  # there are regions
+        return Score(top1, self._choice.certainty(text))
 
     @cached_property
     def tests(self) -> Mapping[str, RegionFeatures]:
@@ -248,7 +242,8 @@ class Course:
 
     def _scalars(self, prompt: LearnedPrompt) -> dict[str, float]:
         """The headline numbers for the curves."""
-        values = {"choice/top1": self.score(prompt)}
+        score = self.score(prompt)
+        values: dict[str, float | None] = {"choice/top1": None if score is None else score.top1}
         for name, found in self.judge(prompt).items():
             values[f"{name}/top1"] = found.overall.mean_top1
             values[f"{name}/unseen top1"] = None if found.unseen is None else found.unseen.mean_top1

@@ -8,7 +8,7 @@ import statistics
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from twostage.builder import Builder
 from twostage.evaluation import provenance, report
@@ -16,15 +16,33 @@ from twostage.evaluation.top_k import TopK
 from twostage.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-COLUMNS = ("choice", "top1", "top5", "seen top1", "seen top5", "unseen top1", "unseen top5", "harmonic")
-"""Percent, means over classes; choice: on what seeds were compared by; harmonic: of seen and unseen top1."""
+COLUMNS = (
+    "choice",
+    "certainty",
+    "top1",
+    "top5",
+    "seen top1",
+    "seen top5",
+    "unseen top1",
+    "unseen top5",
+    "harmonic",
+)
+"""Percent, means over classes; choice, certainty: what seeds are compared by; harmonic: of seen and
+unseen top1."""
+
+
+class Score(NamedTuple):
+    """What seeds are compared by, percent: mean top-1, and in a tie the probability of the true class."""
+
+    top1: float
+    certainty: float
 
 
 @dataclass(frozen=True)
 class Judged:
-    """One seed's prompt. score: what the choice is made by, or None; tests: by test set."""
+    """One seed's prompt. score: None where there is nothing to choose by; tests: by test set."""
 
-    score: float | None
+    score: Score | None
     tests: Mapping[str, TopK]
 
 
@@ -63,9 +81,21 @@ def write_report(
         logger.info("Results in %s", path)
 
 
-def row(system: str, score: float | None, found: TopK) -> dict[str, Any]:
+def best_seed(judged: Mapping[int, Judged]) -> int:
+    """The seed with the best score, tenths of a percent being a tie; the first of equals."""
+
+    def rank(seed: int) -> tuple[float, float]:
+        score = judged[seed].score
+        return (0.0, 0.0) if score is None else (round(score.top1, 1), score.certainty)
+
+    return max(judged, key=rank)
+
+
+def row(system: str, score: Score | None, found: TopK) -> dict[str, Any]:
     """One line of the table and of the file."""
-    line: dict[str, Any] = {"system": system, "choice": score}
+    line: dict[str, Any] = {"system": system, "choice": None, "certainty": None}
+    if score is not None:
+        line |= {"choice": score.top1, "certainty": score.certainty}
     for prefix, one in (("", found.overall), ("seen ", found.seen), ("unseen ", found.unseen)):
         line[f"{prefix}top1"] = None if one is None else one.mean_top1
         line[f"{prefix}top5"] = None if one is None else one.mean_top5

@@ -16,7 +16,7 @@ from twostage.config import Config, ConfigError
 from twostage.engine import distributed
 from twostage.evaluation.top_k import TopK
 from twostage.runs.prompt_course import Course
-from twostage.runs.prompt_report import Judged, write_report
+from twostage.runs.prompt_report import Judged, best_seed, write_report
 from twostage.runs.training import settled
 
 logger = logging.getLogger(__name__)
@@ -40,7 +40,7 @@ def train(config: Config, resume: bool = False) -> Path:
     for seed in dict.fromkeys(config.prompts.seeds):
         learned[seed] = course.learn(seed, resume)
     judged = {seed: Judged(course.score(prompt), course.judge(prompt)) for seed, prompt in learned.items()}
-    best = max(learned, key=lambda seed: judged[seed].score or 0.0)  # the first of equals
+    best = best_seed(judged)
     path = Path(config.output_dir, FILE)
     if distributed.is_main():
         for seed, prompt in learned.items():

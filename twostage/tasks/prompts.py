@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
@@ -93,3 +94,15 @@ class PromptTask:
                     f"format than this {self._clip.name}. Resume with the CLIP options of the run."
                 )
         load_strictly(self.prompt, state["model"], where)
+
+
+def held_out_classes(vocabulary: Vocabulary, share: float) -> list[int]:
+    """Positions of the classes kept from training: `share` of all, at least one, but never the last one left.
+
+    A hash of the names decides, so the choice is the same for every seed, data set and order. Share 0: none.
+    """
+    if share <= 0:
+        return []
+    count = min(max(1, round(share * len(vocabulary))), len(vocabulary) - 1)
+    digests = [hashlib.sha256(name.encode()).hexdigest() for name in vocabulary.shown]
+    return sorted(sorted(range(len(vocabulary)), key=lambda k: digests[k])[:count])
