@@ -17,7 +17,7 @@ from twostage.evaluation import provenance, report
 logger = logging.getLogger(__name__)
 
 NOT_USED = (
-    "True and right pixels were counted for this table alone, after the labels were written: the ground "
+    "Hidden truth was counted for this table alone, after the labels were written: the ground "
     "truth of unseen classes had no part in labels, training or choices."
 )
 
@@ -80,7 +80,7 @@ def _side_by_side(systems: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[di
 
 def _counts_text(counts: Mapping[str, Any]) -> str:
     """Pixels of each class as a table, and what is to be known of it."""
-    head = "| class | | pixels kept | pixels filled | true | of these right | % | of filled right, % |"
+    head = "| class | | pixels kept | pixels filled | hidden truth | of it right | % | of filled right, % |"
     lines = [head, "|---|---|---:|---:|---:|---:|---:|---:|"]
     for row in counts["classes"]:
         kind = "seen" if row["seen"] else "unseen"
