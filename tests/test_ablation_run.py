@@ -241,6 +241,20 @@ def test_markdown() -> None:
     assert "Nothing was measured." in markdown(made, {}, {})
 
 
+def test_a_dry_run_measures_nothing(
+    tmp_path: Path, passes: list[list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = table(tmp_path, TABLE + LACKING.lstrip().splitlines()[0]).path
+    assert main(["ablation", str(path), "--dry-run", "--train", "--results", str(tmp_path / "r.json")]) == 0
+    assert passes == []
+    text = capsys.readouterr().out
+    assert "| missing: MODEL.WEIGHTS" in text
+    assert text.count("missing:") == 1
+    assert not (tmp_path / "r.json").exists()
+    path.write_text(path.read_text().replace("EMPTY=drop", "EMPTY=drp"))
+    assert main(["ablation", str(path), "--dry-run", "--results", str(tmp_path / "r.json")]) == 1
+
+
 def test_results_that_are_none(tmp_path: Path) -> None:
     (tmp_path / "results.json").write_text('{"rows": 3}')
     with pytest.raises(TwostageError, match=r"results\.json: these are no stored results"):

@@ -237,6 +237,8 @@ def test_what_is_not_stored_is_measured_all_the_same(tmp_path: Path, monkeypatch
     )
     measured = measure(read_table(path), Options(tmp_path / "r.json", tmp_path / "store"))
     assert set(measured.found) == {"truth", "mirrored"}
+    assert "recall_50" in measured.found["mirrored"]
+    assert "recall_50" not in measured.found["truth"], "the recall would be that of other masks"
     assert not (tmp_path / "store").exists()
 
 

@@ -37,11 +37,14 @@ def add_commands(commands: Any) -> None:
         "--train", action="store_true", help="train first what a row lacks and says how to make"
     )
     parser.add_argument("--fresh", action="store_true", help="measure anew what was measured before")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="measure nothing: resolve every row and say what it lacks"
+    )
     parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:
-    """Print the table; the status is 1 where a row could not be measured."""
+    """Print the table; the status is 1 where a row could not be measured (but for --dry-run)."""
     from twostage import build
     from twostage.data.atomic import replacing
     from twostage.runs import ablation
@@ -51,14 +54,15 @@ def run(options: argparse.Namespace) -> int:
     logging.getLogger("twostage").setLevel(logging.INFO)
     table = read_table(options.table, options.set)
     results = options.results or default_results(options.table)
-    train = build.train if options.train else None
-    measured = ablation.measure(table, ablation.Options(results, options.store, options.fresh, train))
+    train = build.train if options.train and not options.dry_run else None
+    wanted = ablation.Options(results, options.store, options.fresh, options.dry_run, train)
+    measured = ablation.measure(table, wanted)
     text = markdown(table, measured.found, measured.problems)
     print(text, end="")
     if options.out:
         with replacing(options.out) as stream:
             stream.write(text.encode("utf-8"))
-    return 1 if measured.problems else 0
+    return 1 if measured.problems and not options.dry_run else 0
 
 
 def default_results(table: Path) -> Path:

@@ -45,12 +45,14 @@ PRODUCTS = {"prompts": prompts.FILE}
 @dataclass(frozen=True)
 class Options:
     """results: the JSON file of what was measured; store: folder of evidence, or None to keep none; fresh:
-    measure everything anew; train: makes what a row lacks by its TRAIN (twostage.build.train), or None.
+    measure everything anew; dry: measure nothing; train: makes what a row lacks by its TRAIN
+    (twostage.build.train), or None.
     """
 
     results: Path
     store: Path | None = None
     fresh: bool = False
+    dry: bool = False
     train: Callable[[Config], Any] | None = None
 
 
@@ -79,7 +81,7 @@ def measure(table: Table, options: Options) -> Measured:
             measured.found[row.name] = known
         else:
             todo.append(row)
-    passes = grouped(todo)
+    passes = [] if options.dry else grouped(todo)
     for number, rows in enumerate(passes, start=1):
         logger.info("Pass %d of %d: %s", number, len(passes), ", ".join(row.name for row in rows))
         found = _pass(rows, options, measured.problems)
@@ -215,7 +217,8 @@ def _key(row: Row) -> str:
 
 def _result(row: Row, outcome: Outcome, dataset: SegmentationDataset) -> Result:
     metrics = outcome.metrics[_key(row)].as_dict()
-    recall = outcome.recall.get("all")
+    own_masks = row.system != ORACLE_MASKS  # recall is that of stage one
+    recall = outcome.recall.get("all") if own_masks else None
     return {
         "name": row.name,
         "system": row.system,
