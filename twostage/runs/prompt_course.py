@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -22,15 +22,15 @@ from twostage.config import Config
 from twostage.data import catalog
 from twostage.data.region_crops import Look, RegionCutter, make_cutter
 from twostage.data.region_loader import RegionLoader
-from twostage.data.regions import Region, RegionPlan, find_regions, some_of_each
+from twostage.data.regions import Region, RegionBatch, RegionPlan, find_regions, some_of_each
 from twostage.engine import distributed
-from twostage.engine.trainer import MakeBatches, Trainer
+from twostage.engine.trainer import Trainer
 from twostage.evaluation.regions import RegionFeatures, encode_regions
 from twostage.evaluation.top_k import TopK
 from twostage.runs.prompt_report import Score
 from twostage.runs.training import Data
 from twostage.tasks.prompts import PromptTask, held_out_classes
-from twostage.tasks.region_views import RegionViews, encode_views
+from twostage.tasks.region_views import FeatureBatch, RegionViews, encode_views
 from twostage.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -141,28 +141,27 @@ class Course:
             prompt.start_with(clip, options.init)
         scale = clip.logit_scale if options.logit_scale is None else options.logit_scale
         task = PromptTask(clip, prompt, self.vocabulary, config.solver, scale)
-        batches = self._batches(config)
         logger.info(
             "Seed %d: %d vectors learn from %d classes, %d are held out",
             *(seed, len(prompt.vectors), len(self.trained), len(self.held_out)),
         )
-        Trainer(task, batches, config, lambda _: self._scalars(prompt)).run(resume)
+        measure = lambda _: self._scalars(prompt)
+        Trainer(task, lambda start: self._batches(config, start), config, measure).run(resume)
         return prompt
 
-    def _batches(self, config: Config) -> MakeBatches:
-        """From an update's number to the batches from there on, for the seed of `config`."""
+    def _batches(self, config: Config, start: int) -> Iterator[RegionBatch | FeatureBatch]:
+        """Endless batches from update `start` on, with the seed of `config`; the first one starts the reading."""
         options, seed = config.prompts, config.seed
         share = config.solver.ims_per_batch // distributed.world_size()
-        fresh = options.mode == "fixed"
+        rows = self._views.rows if options.views else self._to_learn
+        plan = RegionPlan(rows, self.trained, options.samples_per_class, seed, options.mode == "fixed")
         if options.views:
-            views = self._views
-            known = RegionPlan(views.rows, self.trained, options.samples_per_class, seed, fresh)
-            return lambda start: views.batches(known, share, start)
-        plan = RegionPlan(self._to_learn, self.trained, options.samples_per_class, seed, fresh)
-        return lambda start: RegionLoader(
-            *(self.data.train, plan, self.cutter, share, seed, config.dataloader.num_workers, start),
-            *(distributed.rank(), distributed.world_size()),
-        )
+            yield from self._views.batches(plan, share, start)
+        else:
+            yield from RegionLoader(
+                *(self.data.train, plan, self.cutter, share, seed, config.dataloader.num_workers, start),
+                *(distributed.rank(), distributed.world_size()),
+            )
 
     @cached_property
     def _to_learn(self) -> list[Region]:
