@@ -25,7 +25,7 @@ from twostage.segmenter import Segmenter
 TABLE = """
 TITLE: Strips
 BASE: system.yaml
-SET: ['DATASETS.TEST=[shapes_val]', TEST.MAX_IMAGES=3]
+SET: ['DATASETS.TEST=[shapes_val]', TEST.MAX_IMAGES=3, MODEL.MASK_FORMER.BACKBONE=small]
 COLUMNS: [mIoU, mean_best_iou]
 ROWS:
 - {NAME: three, SYSTEM: CLIP crops, PAPER: {mIoU: 12.5}}

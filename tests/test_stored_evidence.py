@@ -206,7 +206,8 @@ def test_an_interrupted_store_asks_for_the_rest_only(tmp_path: Path, monkeypatch
     write_system(tmp_path)
     path = tmp_path / "table.yaml"
     path.write_text(
-        "BASE: system.yaml\nSET: ['DATASETS.TEST=[shapes_val]', TEST.MAX_IMAGES=5]\n"
+        "BASE: system.yaml\n"
+        "SET: ['DATASETS.TEST=[shapes_val]', TEST.MAX_IMAGES=5, MODEL.MASK_FORMER.BACKBONE=small]\n"
         "SWEEP: {KEY: ENSEMBLE.OPTIONS.WEIGHT, VALUES: [0.5]}\n"
     )
     store, written = tmp_path / "store", list[str]()
@@ -232,7 +233,8 @@ def test_what_is_not_stored_is_measured_all_the_same(tmp_path: Path, monkeypatch
     write_system(tmp_path)
     path = tmp_path / "table.yaml"
     path.write_text(
-        "BASE: system.yaml\nSET: ['DATASETS.TEST=[shapes_val]', TEST.MAX_IMAGES=2]\nCOLUMNS: [mIoU]\n"
+        "BASE: system.yaml\nCOLUMNS: [mIoU]\n"
+        "SET: ['DATASETS.TEST=[shapes_val]', TEST.MAX_IMAGES=2, MODEL.MASK_FORMER.BACKBONE=small]\n"
         "ROWS:\n- {NAME: truth, SYSTEM: oracle masks}\n- {NAME: mirrored, SET: [TEST.AUG.ENABLED=true]}\n"
     )
     measured = measure(read_table(path), Options(tmp_path / "r.json", tmp_path / "store"))

@@ -2,7 +2,7 @@
 
 Scores and bool masks come back exactly. Soft masks are kept as float16 logits on the coarsest grid whose
 bilinear enlargement gives the probabilities back (a mask network works at a stride of 4 or so); off by at
-most TOLERANCE. On 60 drawn scenes that gave at most 5 of 100,000 pixels another label and moved hIoU by 0.001.
+most TOLERANCE. On 60 drawn scenes that gave 5 of 100,000 pixels another label and moved hIoU by 0.001.
 """
 
 from __future__ import annotations
