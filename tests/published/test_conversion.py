@@ -53,6 +53,7 @@ def test_report_alone_writes_nothing(run: Run, source: Path, capsys: pytest.Capt
     assert [path.name for path in source.parent.iterdir()] == [source.name]
 
 
+@pytest.mark.slow
 def test_stage_one_there_and_back(
     run: Run, source: Path, state: dict[str, Tensor], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,7 +151,8 @@ def test_a_network_without_a_published_form(tmp_path: Path) -> None:
     small = MaskFormer(
         MaskFormerConfig(
             backbone="small", small_widths=(8, 8, 16, 16), pixel_dim=16, mask_dim=16, hidden_dim=16,
-            num_queries=5, decoder_layers=1, num_heads=2, feedforward_dim=32, embedding_dim=8, class_hidden_dim=16,
+            num_queries=5, decoder_layers=1, num_heads=2, feedforward_dim=32, embedding_dim=8,
+            class_hidden_dim=16,
         )
     )  # fmt: skip
     path = tmp_path / "small.safetensors"
