@@ -22,7 +22,11 @@ from twostage.config.testing import TestConfig
 class ModelConfig:
     """Stage one's network and where it runs."""
 
-    weights: str = option("", "File with trained weights (.pth or .safetensors); empty starts from scratch")
+    weights: str = option(
+        "",
+        "File with trained weights (.pth or .safetensors), a published checkpoint too; a training may also "
+        "start from a backbone's (.pkl); empty starts from scratch",
+    )
     device: str = option("auto", "auto takes the GPU when there is one", choices=("auto", "cpu", "cuda"))
     mask_former: dict[str, Any] = option({}, "Options of the mask network, by the names of MaskFormerConfig")
     per_pixel: dict[str, Any] = option({}, "Options of the per-pixel network, by the names of PerPixelConfig")
