@@ -150,7 +150,7 @@ class Course:
         return prompt
 
     def _batches(self, config: Config, start: int) -> Iterator[RegionBatch | FeatureBatch]:
-        """Endless batches from update `start` on, with the seed of `config`; reading starts with the first."""
+        """Endless batches from update `start` on, by the seed of `config`; read only when asked for."""
         options, seed = config.prompts, config.seed
         share = config.solver.ims_per_batch // distributed.world_size()
         rows = self._views.rows if options.views else self._to_learn
