@@ -15,9 +15,7 @@ from twostage.data.sample import TrainBatch
 from twostage.engine.checkpoint import read_checkpoint, write_weights
 from twostage.maskformer.criterion import Criterion
 from twostage.maskformer.network import MaskFormer
-from twostage.tasks.words import WordsTask
-from twostage.tasks.words import require_same_vocabulary as require_same_vocabulary
-from twostage.tasks.words import trained_vocabulary as trained_vocabulary
+from twostage.tasks.words import WordsTask, trained_vocabulary
 from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary
 
