@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from tiny_parts import write_system
 
-from twostage.builder import Builder, shipped
+from twostage.builder import Builder
 from twostage.cli import main
 from twostage.config import Config, ConfigError
 from twostage.data import catalog
 from twostage.errors import TwostageError
 from twostage.evaluation import runner
+from twostage.networks import shipped
 from twostage.runs import ablation
 from twostage.runs.ablation import Options, grouped, measure
 from twostage.runs.ablation_results import Results, markdown, row_digest

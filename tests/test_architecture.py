@@ -45,6 +45,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "evaluation.regions",
     ),
     "composition": (
+        "networks",
         "builder",
         "build",
         "checkpoints",

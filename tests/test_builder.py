@@ -10,8 +10,8 @@ import pytest
 import torch
 from tiny_parts import SYSTEM, Colours, Strips
 
-from twostage import build, builder, systems
-from twostage.builder import Builder, Trained, shipped
+from twostage import build, networks, systems
+from twostage.builder import Builder
 from twostage.checkpoints import trained_names
 from twostage.clip.model import ClipModel
 from twostage.config import Config, ConfigError, load_config, parse_config
@@ -23,6 +23,7 @@ from twostage.errors import TwostageError
 from twostage.evaluation.expected import UnexpectedResultError
 from twostage.evaluation.runner import ORACLE_CLASSES, ORACLE_MASKS
 from twostage.maskformer.criterion import Criterion, LossConfig
+from twostage.networks import Trained, shipped
 from twostage.proposals.maskformer import MaskFormerProposals
 from twostage.runs import proposals
 from twostage.segmenter import Segmenter
@@ -244,7 +245,7 @@ def test_weights_that_do_not_fit(tmp_path: Path) -> None:
 
 def test_weights_that_ship(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = weights(tmp_path, tmp_path / "w", "world")
-    monkeypatch.setattr(builder, "WEIGHTS", tmp_path / "w")
+    monkeypatch.setattr(networks, "WEIGHTS", tmp_path / "w")
     assert shipped("package:world") == path
     assert shipped("some/file.pth") == "some/file.pth"
     assert Builder(config(tmp_path, NETWORK, "MODEL.WEIGHTS=package:world")).trained.names == ()

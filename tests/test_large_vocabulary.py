@@ -13,7 +13,8 @@ LIMIT_GIB = 1.5
 
 MEASURE = """
 import torch
-from twostage.builder import Builder, Trained
+from twostage.builder import Builder
+from twostage.networks import Trained
 from twostage.config import load_config
 from twostage.data.sample import Sample
 from twostage.evaluation import runner

@@ -5,14 +5,11 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import cached_property
-from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any
 
 import torch
-from torch import nn
 
 from twostage import registry
 from twostage.checkpoints import Weights, open_weights
@@ -22,6 +19,7 @@ from twostage.data import same_words
 from twostage.engine.distributed import pick_device
 from twostage.maskformer.config import MaskFormerConfig
 from twostage.maskformer.network import MaskFormer
+from twostage.networks import Trained, fresh, shipped
 from twostage.ops.crf import DenseCrf
 from twostage.perpixel.config import PerPixelConfig
 from twostage.perpixel.network import PerPixelNetwork
@@ -29,11 +27,10 @@ from twostage.segmenter import Segmenter, Words
 from twostage.test_time import TestTime
 from twostage.types import TextBank
 from twostage.views import TestSize, Views
-from twostage.vocabulary import Vocabulary, nearest
+from twostage.vocabulary import Vocabulary
 from twostage.wording import Texts
 
 logger = logging.getLogger(__name__)
-WEIGHTS = Path(__file__).resolve().parent / "maskformer" / "weights"
 INSIDE = "checkpoint"
 """CLIP.PRETRAINED's word for the CLIP that lies in MODEL.WEIGHTS."""
 DTYPES: dict[str, Any] = {
@@ -42,7 +39,6 @@ DTYPES: dict[str, Any] = {
     "fp16": torch.float16,
     "auto": "auto",
 }
-Network = TypeVar("Network", bound=nn.Module)
 
 
 class Builder:
@@ -126,34 +122,15 @@ class Builder:
 
     def network(self) -> MaskFormer:
         """Stage one's network with fresh weights, drawn from SEED."""
-        made = self._fresh("MASK_FORMER", self.config.model.mask_former, MaskFormer, MaskFormerConfig)
-        # The layout that convolutions want; a step of the small network is a sixth cheaper on a CPU.
-        return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
+        options = {"embedding_dim": self.embedding_dim, **self.config.model.mask_former}
+        made = fresh("MASK_FORMER", options, MaskFormer, MaskFormerConfig, self.config.seed)
+        return made.to(self.device)
 
     def pixel_network(self) -> PerPixelNetwork:
         """The per-pixel baseline's network with fresh weights, drawn from SEED."""
-        made = self._fresh("PER_PIXEL", self.config.model.per_pixel, PerPixelNetwork, PerPixelConfig)
-        return made.to(memory_format=torch.channels_last)  # type: ignore[call-overload,no-any-return]
-
-    def _fresh(
-        self,
-        section: str,
-        given: Mapping[str, Any],
-        kind: Callable[[Any], Network],
-        config: Callable[..., Any],
-    ) -> Network:
-        """A network of the options in MODEL.<section>, whose embeddings are as wide as the text features."""
-        options = {"embedding_dim": self.embedding_dim, **given}
-        known = inspect.signature(config).parameters
-        for name in options:
-            if name not in known:
-                raise ConfigError(f"MODEL.{section}: unknown option {name.upper()}.{nearest(name, known)}")
-        options = {name: tuple(v) if isinstance(v, list) else v for name, v in options.items()}
-        torch.manual_seed(self.config.seed)
-        try:
-            return kind(config(**options)).to(self.device)
-        except (TypeError, ValueError) as error:
-            raise ConfigError(f"MODEL.{section}: {error}") from error
+        options = {"embedding_dim": self.embedding_dim, **self.config.model.per_pixel}
+        made = fresh("PER_PIXEL", options, PerPixelNetwork, PerPixelConfig, self.config.seed)
+        return made.to(self.device)
 
     @cached_property
     def trained(self) -> Trained[MaskFormer]:
@@ -252,26 +229,3 @@ def at_test_time(config: Config) -> TestTime:
     crf = DenseCrf(**knobs) if field.enabled else None
     views = Views(sizes, aug.enabled and aug.flip, tuple(window.size), window.stride)
     return TestTime(views, crf, int(config.test.maps_gib * 2**30))
-
-
-@dataclass(frozen=True)
-class Trained(Generic[Network]):
-    """A network with its weights, and the class names it was trained on (none where nothing is said)."""
-
-    network: Network
-    names: tuple[str, ...]
-
-
-def shipped(path: str) -> str | Path:
-    """The file behind "package:NAME", weights that ship with twostage; other paths as they are."""
-    prefix = "package:"
-    if not path.startswith(prefix):
-        return path
-    name = path.removeprefix(prefix)
-    found = sorted(WEIGHTS.glob("*.safetensors"))
-    for file in found:
-        if file.stem == name:
-            return file
-    raise ConfigError(
-        f"MODEL.WEIGHTS: no weights {name!r} ship with the package.{nearest(name, [f.stem for f in found])}"
-    )

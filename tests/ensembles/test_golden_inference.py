@@ -24,12 +24,13 @@ sys.path.insert(0, str(GOLDEN))
 import inputs  # noqa: E402
 import weights  # noqa: E402
 
-from twostage.builder import Builder, Trained  # noqa: E402
+from twostage.builder import Builder  # noqa: E402
 from twostage.classifiers.crops import CropClassifier  # noqa: E402
 from twostage.clip.pair import FrozenPair  # noqa: E402
 from twostage.config import parse_config  # noqa: E402
 from twostage.ensembles.geometric import GeometricEnsemble  # noqa: E402
 from twostage.maskformer.network import MaskFormer  # noqa: E402
+from twostage.networks import Trained  # noqa: E402
 from twostage.ops.masks import mask_areas, mask_boxes  # noqa: E402
 from twostage.proposals.maskformer import MaskFormerProposals  # noqa: E402
 from twostage.published.recognise import Kind  # noqa: E402

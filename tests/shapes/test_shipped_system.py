@@ -9,12 +9,12 @@ import pytest
 
 import twostage
 from twostage import build
-from twostage.builder import shipped
 from twostage.cli import main
 from twostage.config import load_config
 from twostage.data.export import export_folder
 from twostage.data.shapes.classes import CLASSES
 from twostage.data.shapes.dataset import ShapesDataset
+from twostage.networks import shipped
 
 ROOT = Path(__file__).resolve().parents[2]
 

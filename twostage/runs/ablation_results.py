@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twostage.builder import shipped
 from twostage.config import Config, ConfigError, SlotConfig, dump_config
 from twostage.data.atomic import replacing
 from twostage.download import digest_of
 from twostage.errors import TwostageError
+from twostage.networks import shipped
 from twostage.runs.ablation_table import Row, Table
 
 Result = Mapping[str, Any]

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from twostage import registry
-from twostage.builder import Builder, at_test_time, shipped
+from twostage.builder import Builder, at_test_time
 from twostage.clip.checks import ClipError
 from twostage.clip.model import ClipFacts, describe
 from twostage.config import Config, ConfigError, SlotConfig
@@ -19,6 +19,7 @@ from twostage.data import catalog
 from twostage.data.errors import DatasetError
 from twostage.errors import TwostageError
 from twostage.evaluation import expected
+from twostage.networks import shipped
 from twostage.systems import ALL_SYSTEMS
 
 SLOTS = {

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from twostage.builder import Builder, Trained
+from twostage.builder import Builder
 from twostage.checkpoints import starting_weights
 from twostage.config import Config, ConfigError
 from twostage.engine.trainer import Trainer
+from twostage.networks import Trained
 from twostage.runs.proposals import ready
 from twostage.runs.training import Data
 from twostage.tasks.per_pixel import PerPixelTask

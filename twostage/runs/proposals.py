@@ -7,11 +7,12 @@ import logging
 from collections.abc import Sequence
 from pathlib import Path
 
-from twostage.builder import Builder, Trained, shipped
+from twostage.builder import Builder
 from twostage.checkpoints import starting_weights
 from twostage.config import Config, ConfigError
 from twostage.engine.trainer import Trainer
 from twostage.maskformer.criterion import Criterion, LossConfig
+from twostage.networks import Trained, shipped
 from twostage.runs.training import Data, settled
 from twostage.tasks.proposals import ProposalTask
 from twostage.vocabulary import nearest
