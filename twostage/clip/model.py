@@ -6,9 +6,8 @@ open_clip itself only warns when weights are missing or the activation is the wr
 
 from __future__ import annotations
 
-import contextlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +18,7 @@ from torch import Tensor, nn
 
 from twostage.clip import checks, mini
 from twostage.clip.checks import ClipError
-from twostage.clip.network import fail_fast_without_network
+from twostage.clip.network import fail_fast_without_network, silent
 from twostage.clip.pair import FrozenPair
 from twostage.clip.precision import convert_weights, preferred_dtype
 from twostage.vocabulary import nearest
@@ -128,7 +127,7 @@ def describe(name: str, pretrained: str | None = None) -> ClipFacts:
     if name.startswith((_LOCAL, _HUB)):
         raise ClipError(f"{name}: its shape is known only once it is loaded.")
     plan = _plan(name, pretrained or "random", seed=0)
-    with torch.device("meta"), _silent():
+    with torch.device("meta"), silent():
         module: nn.Module = open_clip.create_model(plan.name, pretrained=None, device="meta")
     tower: Any = getattr(module, "text", module)
     dim = open_clip.get_model_config(plan.name)["embed_dim"]
@@ -211,7 +210,7 @@ def _build(plan: _Plan, cache_dir: str | Path | None) -> nn.Module:
     folder = None if cache_dir is None else str(cache_dir)
     if plan.source is None:
         assert plan.seed is not None
-        with torch.random.fork_rng(devices=[]), _silent():
+        with torch.random.fork_rng(devices=[]), silent():
             torch.manual_seed(plan.seed)
             random: nn.Module = open_clip.create_model(plan.name, pretrained=None)
         return random
@@ -220,7 +219,7 @@ def _build(plan: _Plan, cache_dir: str | Path | None) -> nn.Module:
         return _from_archive(plan, archive)
     is_schema = plan.source == plan.name
     try:
-        with fail_fast_without_network(), _silent():
+        with fail_fast_without_network(), silent():
             module: nn.Module = open_clip.create_model(
                 plan.name,
                 pretrained=None if is_schema else plan.source,
@@ -236,7 +235,7 @@ def _build(plan: _Plan, cache_dir: str | Path | None) -> nn.Module:
 
 def _from_archive(plan: _Plan, state: dict[str, Tensor]) -> nn.Module:
     """OpenAI's own weights, which were always trained with QuickGELU."""
-    with _silent():
+    with silent():
         module: nn.Module = open_clip.create_model(plan.name, pretrained=None, force_quick_gelu=True)
     try:
         module.load_state_dict(state)
@@ -258,22 +257,6 @@ def _explain(plan: _Plan, error: Exception) -> str:
         got = open_clip.factory.load_state_dict(source, weights_only=True)
     except Exception as cause:
         return f"{plan.name}: {source} cannot be read as weights ({cause}). Is the file damaged?"
-    with _silent():
+    with silent():
         expected = open_clip.create_model(plan.name, pretrained=None).state_dict()
     return f"{plan.name}: the weights in {source} do not fit: {checks.explain_mismatch(expected, got)}."
-
-
-@contextlib.contextmanager
-def _silent() -> Iterator[None]:
-    """Keep open_clip from saying what was asked for (random weights) or our own error says (no download)."""
-    root = logging.getLogger()
-
-    def keep(record: logging.LogRecord) -> bool:
-        said = record.getMessage()
-        return "initialized randomly" not in said and "Failed to download" not in said
-
-    root.addFilter(keep)
-    try:
-        yield
-    finally:
-        root.removeFilter(keep)
