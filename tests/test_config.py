@@ -75,6 +75,13 @@ def test_sections_within_sections(tmp_path: Path) -> None:
         load_config(None, ["TEST.AUG.MIN_SIZE", "1"])
 
 
+@pytest.mark.parametrize("rows", ["ROWS: [{NAME: one}]", "SWEEP: {KEY: SEED, VALUES: [1]}"])
+def test_an_ablation_table_says_how_it_is_run(tmp_path: Path, rows: str) -> None:
+    (tmp_path / "table.yaml").write_text(f"TITLE: masks\n{rows}\n")
+    with pytest.raises(ConfigError, match=r"table\.yaml is an ablation table.*`twostage ablation "):
+        load_config(tmp_path / "table.yaml")
+
+
 def test_rows_of_expected_results() -> None:
     config = load_config(None, ["TEST.EXPECTED_RESULTS", "[[voc_val, ensemble, hIoU, 77.5, 1.0]]"])
     assert config.test.expected_results == [["voc_val", "ensemble", "hIoU", 77.5, 1.0]]

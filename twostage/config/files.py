@@ -117,4 +117,6 @@ def _read_mapping(path: Path, chain: list[Path]) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: expected sections such as `SOLVER:`, got {type(content).__name__}.")
+    if {"TITLE", "ROWS"} <= content.keys() or {"TITLE", "SWEEP"} <= content.keys():
+        raise ConfigError(f"{path} is an ablation table, no configuration: run `twostage ablation {path}`.")
     return content
