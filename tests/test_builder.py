@@ -411,6 +411,8 @@ def test_training_needs_data(tmp_path: Path) -> None:
     [
         ("DENSE.NAME=maskclp", "Did you mean 'maskclip'"),
         ("TEST.SYSTEMS=[ensembel]", "Did you mean 'ensemble'"),
+        ("TEST.EXPECTED_RESULTS=[[shapes_test, ensembel, hIoU, 70.0, 1.0]]", "Did you mean 'ensemble'"),
+        ("DATASETS.TEST=[shapes_val, shapes_val]", "two data sets are called 'shapes_val'"),
     ],
 )
 def test_what_evaluation_would_refuse_is_refused_before_training(

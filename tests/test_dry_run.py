@@ -72,6 +72,7 @@ def test_what_is_missing_is_no_mistake(tmp_path: Path) -> None:
         ("CLASSIFIER.OPTIONS.TRESHOLD=1", "threshold"),
         ("DATASETS.TEST=shapes_tst", "shapes_test"),
         ("TEST.EXPECTED_RESULTS=[[shapes_test, ensemble, hIoU, 70.0, 1.0]]", "not evaluated"),
+        ("TEST.SYSTEMS=[ensembel]", "ensemble"),
     ],
 )
 def test_what_is_wrong_is_named_with_the_remedy(word: str, said: str) -> None:

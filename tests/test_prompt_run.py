@@ -159,6 +159,18 @@ def test_the_prompt_names_regions_in_an_evaluation(finished: Path, monkeypatch: 
     assert found["shapes_val"].overall.mean_top1 == pytest.approx(chosen["top1"])
 
 
+def test_the_chosen_prompt_is_judged_again(
+    finished: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    used: list[str] = []
+    monkeypatch.setattr(prompts, "write_report", lambda made, *rest: used.append(made.config.clip.prompt))
+    chosen = finished / "prompt.safetensors"
+    build.evaluate(config(finished, TEST__MAX_IMAGES=1), resume=True)
+    assert used == [str(chosen)]
+    with pytest.raises(CheckpointError, match="written when every seed is trained"):
+        build.evaluate(config(tmp_path), resume=True)
+
+
 def test_crops_made_anew_in_every_update(tmp_path: Path) -> None:
     for mode in ("fixed", "paper"):
         folder = tmp_path / mode
@@ -297,6 +309,11 @@ def test_resume_needs_the_same_classes_and_the_same_clip(finished: Path) -> None
         build.train(config(finished, PROMPTS__HELD_OUT=0.4), resume=True)
     with pytest.raises(CheckpointError, match="Resume with the CLIP options of the run"):
         build.train(config(finished, CLIP__PRETRAINED="random"), resume=True)
+    prefix = config(finished).prompts.prefix
+    with pytest.raises(CheckpointError, match=r"Resume with the PROMPTS\.PREFIX of the run"):
+        build.train(
+            config(finished, PROMPTS__PREFIX=prefix - 1, PROMPTS__SUFFIX=1, PROMPTS__INIT=""), resume=True
+        )
 
 
 def test_a_loss_that_is_not_finite_stops(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

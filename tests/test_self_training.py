@@ -302,7 +302,7 @@ def test_what_the_student_starts_from(
 
 def test_a_published_teacher_keeps_its_words(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """CLIP and prompts inside a published checkpoint would be lost with the student's own."""
-    inside = SimpleNamespace(prompt=torch.ones(1), region_prompt=None)
+    inside = SimpleNamespace(prompt=torch.ones(1), region_prompt=None, report=SimpleNamespace(where="x.pth"))
     published = SimpleNamespace(kind=Kind.ZERO_SHOT, published=inside)
     monkeypatch.setattr(self_training_checks, "open_weights", lambda path: published)
     with pytest.raises(ConfigError, match=r"openai for the released checkpoints"):

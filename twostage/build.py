@@ -21,7 +21,8 @@ def train(config: Config, resume: bool = False) -> Path:
 def evaluate(config: Config, resume: bool = False) -> dict[str, Any]:
     """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume: OUTPUT_DIR's newest checkpoint.
 
-    With TASK prompts: how well CLIP.PROMPT, or CLIP.TEMPLATES, names true regions.
+    With TASK prompts: how well CLIP.PROMPT, or CLIP.TEMPLATES, names true regions; resume: OUTPUT_DIR's
+    chosen prompt.
 
     Returns:
         The outcome of each data set (twostage.evaluation.runner.Outcome; TopK with TASK prompts).
@@ -31,7 +32,7 @@ def evaluate(config: Config, resume: bool = False) -> dict[str, Any]:
     if config.task == "prompts":
         from twostage.runs import prompts
 
-        return dict(prompts.evaluate(config))
+        return dict(prompts.evaluate(config, resume))
 
     if resume and config.task == "self_training":
         from twostage.runs.self_training import finished

@@ -24,6 +24,8 @@ TRAIN_FIRST = (
     "Train stage one from it (`python train_net.py --config-file ... MODEL.WEIGHTS FILE`) and evaluate the "
     "checkpoint that comes out, OUTPUT_DIR/model_final.pth."
 )
+OF_TRAINING = ("dropout", "no_object_std", "timm_pretrained")
+"""Options of networks that a trained one no longer depends on."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ class Weights:
             raise CheckpointError(f"{self.path} holds {self.kind.value}, no trained network. {advice}")
         if self.published is None:
             stored = self.content.get("network")
-            wanted = stored if isinstance(stored, Mapping) and not _fits(network, self.content) else {}
-            _require_options(network, wanted, self.path)
+            wanted = stored if isinstance(stored, Mapping) else {}
+            if _fits(network, self.content):
+                _tell_options(network, wanted, self.path)
+            else:
+                _require_options(network, wanted, self.path)
             return self.content["model"]  # type: ignore[no-any-return]
         _require_options(network, self.published.network, self.path, self.published.clip_name)
         return self.published.stage_one
@@ -138,6 +143,19 @@ def trained_names(checkpoint: Mapping[str, Any]) -> tuple[str, ...]:
 def _fits(network: nn.Module, content: Mapping[str, Any]) -> bool:
     own, stored = network.state_dict(), content["model"]
     return own.keys() == stored.keys() and all(own[name].shape == stored[name].shape for name in own)
+
+
+def _tell_options(network: nn.Module, stored: Mapping[str, Any], where: str) -> None:
+    """Warns of options that no shape tells, so that the weights fit and the numbers may yet be others."""
+    config = getattr(network, "config", None)
+    own = {name: _plain(getattr(config, name, None)) for name in stored if name not in OF_TRAINING}
+    lines = [
+        f"{name} {own[name]!r} here, {value!r} there"
+        for name, value in stored.items()
+        if name in own and own[name] != _plain(value)
+    ]
+    if lines:
+        logger.warning("%s was trained with other options of the network: %s", where, "; ".join(lines))
 
 
 def _require_options(network: nn.Module, wanted: Mapping[str, Any], where: str, clip_name: str = "") -> None:

@@ -45,6 +45,10 @@ class Conversion:
             if value not in allowed:
                 known = ", ".join(allowed)
                 raise CheckpointError(f"--{name} {value!r} is none of {known}.{nearest(value, allowed)}")
+        if self.to == "twostage" and (self.clip or self.prompt):
+            raise CheckpointError(
+                "--clip and --prompt stand beside stage one in a published checkpoint: add --to published."
+            )
         if self.to == "published" and self.what != "stage_one":
             raise CheckpointError(
                 f"--what {self.what} --to published: a published checkpoint begins with stage one; add CLIP "

@@ -125,7 +125,11 @@ class Texts:
 
     @cached_property
     def wording(self) -> tuple[str, ...]:
-        """What stage two shows CLIP, for a results file: the templates, or which vectors were learned."""
+        """What stage two shows CLIP, for a results file: the templates, which vectors were learned, or the
+        file of text features that takes their place.
+        """
+        if self._options.text_features:
+            return (f"text features of {self._options.text_features}",)
         learned = self.prompts.crops
         if learned is None:
             return self.templates

@@ -48,3 +48,12 @@ def test_another_optimizer_cannot_resume(tmp_path: Path) -> None:
     other = toy_config(tmp_path, *OPTIONS, "solver.max_iter=12")
     with pytest.raises(CheckpointError, match=r"another SOLVER.OPTIMIZER than sgd"):
         Trainer(ToyTask(other.solver), make_batches(other), other).run(resume=True)
+
+
+def test_a_resumed_run_takes_the_momentum_of_its_configuration(tmp_path: Path) -> None:
+    first = toy_config(tmp_path, *OPTIONS)
+    Trainer(ToyTask(first.solver), make_batches(first), first).run()
+    other = toy_config(tmp_path, *OPTIONS, "solver.momentum=0.5", "solver.max_iter=11")
+    again = Trainer(ToyTask(other.solver), make_batches(other), other)
+    again.run(resume=True)
+    assert {group["momentum"] for group in again.state.optimizer.param_groups} == {0.5}

@@ -16,13 +16,12 @@ from twostage.data.class_list import ClassList
 
 @dataclass(frozen=True)
 class Source:
-    """Where a data set comes from. url: page or archive of the photos and annotations; script: what prepares
-    it, below `datasets/`; split_from: what says which photo belongs to which split.
+    """Where a data set comes from. url: page or archive of the photos and annotations; program: what prepares
+    it, below `datasets/`, with the options that choose its classes.
     """
 
     url: str
-    script: str
-    split_from: str = "the folders as published"
+    program: str
 
 
 @dataclass(frozen=True)
@@ -76,16 +75,14 @@ _VOC = Source(
     "http://host.robots.ox.ac.uk/pascal/VOC/voc2012/ and, for SegmentationClassAug, "
     "http://home.bharathh.info/pubs/codes/SBD/download.html",
     "prepare_voc.py",
-    "train_aug.txt and val.txt",
 )
-_CONTEXT = Source(
-    "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and, for trainval_merged.json, "
-    "https://www.cs.stanford.edu/~roozbeh/pascal-context/",
-    "prepare_pascal_context.py",
-    "trainval_merged.json",
-)
+_CONTEXT = "http://host.robots.ox.ac.uk/pascal/VOC/voc2010/ and, for the annotations,"
+_CONTEXT_ANNOTATIONS = {
+    59: "https://codalabuser.blob.core.windows.net/public/trainval_merged.json",
+    459: "https://www.cs.stanford.edu/~roozbeh/pascal-context/",
+}
 _ADE = Source("http://data.csail.mit.edu/places/ADEchallenge/ADEChallengeData2016.zip", "prepare_ade20k.py")
-_ADE_FULL = Source("https://groups.csail.mit.edu/vision/datasets/ADE20K/", "prepare_ade20k.py")
+_ADE_FULL = Source("https://groups.csail.mit.edu/vision/datasets/ADE20K/", "prepare_ade20k.py --classes 847")
 _CITYSCAPES = Source("https://www.cityscapes-dataset.com/", "prepare_cityscapes.py")
 
 # The unseen classes of COCO-Stuff, things and stuff apart (Xian et al., "Semantic Projection Network for
@@ -117,7 +114,9 @@ def _context(classes: int, split: str, photos: int) -> Benchmark:
         images="VOC2010/JPEGImages",
         labels=f"VOC2010/labels_{classes}/{split}",
         photos=photos,
-        source=_CONTEXT,
+        source=Source(
+            f"{_CONTEXT} {_CONTEXT_ANNOTATIONS[classes]}", f"prepare_pascal_context.py --classes {classes}"
+        ),
     )
 
 

@@ -38,7 +38,7 @@ class PreparedDataset:
         self.files = _pairs(benchmark, self.root)
         if len(self.files) != benchmark.photos:
             logger.warning(
-                "%s: %d label maps in %s, the complete data set has %d; numbers will not compare with "
+                "%s: %d label maps in %s, the complete data set has %d; numbers may not compare with "
                 "published ones.",
                 benchmark.name,
                 len(self.files),
@@ -94,7 +94,7 @@ def _pairs(benchmark: Benchmark, root: Path) -> list[tuple[Path, Path]]:
     """(photo, label map) in the order of the label maps' names."""
     folder, image_folder = benchmark.label_folder(root), benchmark.image_folder(root)
     labels = sorted(path for path in folder.glob("*.png") if not path.name.startswith("."))
-    prepare = f"python datasets/{benchmark.source.script} --root {root}"
+    prepare = f"python datasets/{benchmark.source.program} --root {root} --split {folder.name}"
     if not labels:
         raise DatasetError(
             f"{benchmark.name}: no label maps in {folder}, expected {benchmark.photos:,}. "

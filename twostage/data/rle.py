@@ -51,15 +51,15 @@ def decode(rle: Mapping[str, Any]) -> Tensor:
     try:
         height, width = (int(side) for side in rle["size"])
         given = rle["counts"]
-    except (KeyError, TypeError, ValueError) as error:
+        text = given if isinstance(given, (str, bytes)) else None
+        counts = np.asarray([] if text is not None else given, dtype=np.int64).reshape(-1)
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise RLEError(
             'decode: expected {"size": [H, W], "counts": ...}, a part is missing or odd.'
         ) from error
-    if isinstance(given, (str, bytes)):
-        counts = from_string(given)
-    else:
-        counts = np.asarray(given, dtype=np.int64).reshape(-1)
-    if (counts < 0).any() or counts.sum() != height * width:
+    if text is not None:
+        counts = from_string(text)
+    if min(height, width) < 0 or (counts < 0).any() or counts.sum() != height * width:
         raise RLEError(
             f"decode: the runs cover {int(counts.sum())} pixels, the size {height} x {width} has "
             f"{height * width}. "

@@ -7,6 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import Callable
+from datetime import timedelta
 from typing import Any
 
 import torch
@@ -14,6 +15,11 @@ import torch.distributed as dist
 from torch.multiprocessing.spawn import ProcessExitedException, spawn
 
 from twostage.errors import TwostageError
+
+PATIENCE = timedelta(hours=3)
+"""How long a process waits for the slowest: shares of photos to label or to measure end far apart, and NCCL's
+own ten minutes would end the run. Of a process that failed the others hear at once, from who started them.
+"""
 
 
 class LaunchError(TwostageError):
@@ -103,7 +109,8 @@ def _join(rank: int, world_size: int, local_rank: int, url: str) -> None:
     on_gpu = torch.cuda.is_available() and torch.cuda.device_count() > local_rank
     if on_gpu:
         torch.cuda.set_device(local_rank)
-    dist.init_process_group("nccl" if on_gpu else "gloo", init_method=url, rank=rank, world_size=world_size)
+    backend = "nccl" if on_gpu else "gloo"
+    dist.init_process_group(backend, init_method=url, rank=rank, world_size=world_size, timeout=PATIENCE)
 
 
 def _free_port() -> int:

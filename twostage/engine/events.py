@@ -104,9 +104,9 @@ class Events:
 
     def scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         """One line of metrics.json and one point of each TensorBoard curve; what is not finite is null in
-        JSON.
+        JSON, and without values there is no line.
         """
-        if self._board is None:
+        if self._board is None or not values:
             return
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
         self._metrics.write(json.dumps({"iteration": iteration, **finite}) + "\n")

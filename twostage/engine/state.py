@@ -116,5 +116,6 @@ class RunState:
                 "with the options of the run, or start anew from these weights with MODEL.WEIGHTS."
             )
         self.optimizer.load_state_dict(stored)
+        kept = ("lr_factor", "weight_decay", "momentum")
         for group, own in zip(self.optimizer.param_groups, fresh, strict=True):
-            group.update({name: own[name] for name in ("lr_factor", "weight_decay") if name in own})
+            group.update({name: own[name] for name in kept if name in own})

@@ -21,6 +21,7 @@ from twostage.errors import TwostageError
 from twostage.evaluation import expected
 from twostage.networks import shipped
 from twostage.systems import ALL_SYSTEMS
+from twostage.vocabulary import nearest
 
 SLOTS = {
     "proposals": "proposals",
@@ -64,10 +65,11 @@ def dry_run(config: Config) -> Plan:
         _component(section, kind, getattr(config, section), plan)
     _prompts(config, plan)
     _weights(config, plan)
-    for name in dict.fromkeys([*config.datasets.train, *config.datasets.test]):
-        _dataset(name, config, plan)
+    wanted = dict.fromkeys([*config.datasets.train, *config.datasets.test])
+    called = {name: _dataset(name, config, plan) for name in wanted}
+    names = [called[name] for name in config.datasets.test]
     _test_time(config, plan)
-    _expectations(config, plan)
+    _measurement(config, names, plan)
     return plan
 
 
@@ -179,16 +181,18 @@ def _weights(config: Config, plan: Plan) -> None:
             plan.missing.append(f"{key}: {path} is not there.")
 
 
-def _dataset(name: str, config: Config, plan: Plan) -> None:
+def _dataset(name: str, config: Config, plan: Plan) -> str:
+    """Gives the name that results have: a folder's is its last part."""
     try:
         dataset = catalog.get(name, config.datasets.root)
     except DatasetError as error:
         known = name.startswith("folder:") or name.partition("@")[0] in catalog.names()
         (plan.missing if known else plan.wrong).append(f"data set {name}: {error}")
-        return
+        return name
     seen = dataset.vocabulary.seen
     flags = "" if seen is None else f", {sum(seen)} seen"
     plan.parts.append(f"data set {name}: {len(dataset)} photos, {len(dataset.vocabulary)} classes{flags}")
+    return dataset.name
 
 
 def _test_time(config: Config, plan: Plan) -> None:
@@ -207,9 +211,13 @@ def _test_time(config: Config, plan: Plan) -> None:
         plan.parts.append(f"random field: {extra.crf.iterations} steps, unary {extra.crf.unary}")
 
 
-def _expectations(config: Config, plan: Plan) -> None:
+def _measurement(config: Config, names: list[str], plan: Plan) -> None:
+    """names: of the data sets of DATASETS.TEST, as results have them."""
+    for name in config.test.systems:
+        if name not in ALL_SYSTEMS:
+            plan.wrong.append(f"TEST.SYSTEMS: unknown system {name!r}.{nearest(name, ALL_SYSTEMS)}")
     try:
-        rows = expected.parse(config.test.expected_results, config.datasets.test, ALL_SYSTEMS)
+        rows = expected.parse(config.test.expected_results, names, config.test.systems or ALL_SYSTEMS)
     except ConfigError as error:
         plan.wrong.append(str(error))
         return

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ from twostage.engine.checkpoint import Checkpointer, CheckpointError
 from twostage.evaluation import expected, provenance, report, runner
 from twostage.evaluation.expected import Verdict
 from twostage.evaluation.runner import Outcome
-from twostage.segmenter import Words
+from twostage.interfaces import Ensemble
+from twostage.segmenter import Segmenter, Words
 from twostage.systems import ENSEMBLE, systems
 from twostage.types import Segmentation
 
@@ -44,9 +45,7 @@ def evaluate(config: Config, resume: bool = False) -> dict[str, Outcome]:
 def measure(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Outcome]:
     """Evaluate the built parts on these data sets; results go below OUTPUT_DIR/inference."""
     config = builder.config
-    segmenter = builder.segmenter()
-    compared = systems(segmenter, config.test.systems)
-    expected.parse(config.test.expected_results, [test.name for test in tests], list(compared))
+    segmenter, compared = comparison(builder, tests)
     outcomes = {}
     for dataset in tests:
         words = builder.words(dataset.vocabulary)
@@ -63,6 +62,27 @@ def measure(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Out
     if verdicts:
         logger.info("Expected figures:\n%s", expected.format_verdicts(verdicts))
     return outcomes
+
+
+def comparison(
+    builder: Builder, tests: Sequence[SegmentationDataset]
+) -> tuple[Segmenter, dict[str, Ensemble]]:
+    """The built parts and the systems to compare; what an evaluation refuses, this does.
+
+    Raises:
+        ConfigError: two data sets of one name, a system that the parts do not have, or an expected figure of
+            something that is not evaluated.
+    """
+    config, names = builder.config, [test.name for test in tests]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise ConfigError(
+            f"DATASETS.TEST: two data sets are called {twice!r}, so the results of one would replace those "
+            "of the other. Rename a folder, or evaluate them in runs of their own."
+        )
+    segmenter = builder.segmenter()
+    compared = systems(segmenter, config.test.systems)
+    expected.parse(config.test.expected_results, names, list(compared))
+    return segmenter, compared
 
 
 def _verdicts(config: Config, outcomes: Mapping[str, Outcome]) -> list[Verdict]:

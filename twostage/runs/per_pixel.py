@@ -10,7 +10,7 @@ from twostage.config import Config, ConfigError
 from twostage.engine.trainer import Trainer
 from twostage.networks import Trained
 from twostage.runs.proposals import ready
-from twostage.runs.training import Data
+from twostage.runs.training import Data, refuse_words_inside
 from twostage.tasks.per_pixel import PerPixelTask
 
 
@@ -32,6 +32,8 @@ def train(config: Config, resume: bool = False) -> Path:
             "per_pixel, or leave DATASETS.TEST empty."
         )
     builder = Builder(config)
+    if not resume:
+        refuse_words_inside(builder.weights, config.clip)
     network = builder.pixel_network()
     task = PerPixelTask(network, builder.stage_one_text(data.vocabulary), data.vocabulary, config.solver)
     builder.trained_pixels = Trained(network, data.vocabulary.every_name)

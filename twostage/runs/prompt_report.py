@@ -55,12 +55,13 @@ def write_report(
 ) -> None:
     """A table in the log and OUTPUT_DIR/inference[/TEST SET]/results.json for each test set.
 
-    words: of the test sets; plain: what the text of the configuration (templates, or CLIP.PROMPT) reaches
-    there; judged: by seed; best: the chosen seed.
+    words: of the test sets; plain: what the text of the configuration (templates, or a learned prompt)
+    reaches there; judged: by seed; best: the chosen seed.
     """
     for name, found in plain.items():
         given = builder.config.clip
-        label = "learned prompt" if given.prompt else f"templates: {given.templates}"
+        learned = builder.texts.prompts.crops is not None
+        label = "learned prompt" if learned else f"templates: {given.templates}"
         rows = [row(label, None, found)]
         seeds = [row(f"seed {seed}", one.score, one.tests[name]) for seed, one in judged.items()]
         rows += seeds
@@ -133,7 +134,7 @@ def _facts(builder: Builder, words: Vocabulary, dataset: str) -> dict[str, Any]:
             "digest": clip.digest,
             "dtype": config.clip.dtype,
         },
-        templates=[] if config.clip.prompt else builder.templates,
+        templates=builder.texts.wording,
         resize_backend="Pillow bilinear on uint8 (photos), torch bicubic (crops)",
         seeds={f"prompt {number}": seed for number, seed in enumerate(config.prompts.seeds)},
         config=dataclasses.asdict(config),

@@ -7,6 +7,7 @@ competing, is kept. The unseen classes of the test set take no part in the choic
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from twostage.clip.learned_prompt import LearnedPrompt
 from twostage.clip.prompt_file import save_prompt
 from twostage.config import Config, ConfigError
 from twostage.engine import distributed
+from twostage.engine.checkpoint import CheckpointError
 from twostage.evaluation.top_k import TopK
 from twostage.runs.prompt_course import Course
 from twostage.runs.prompt_report import Judged, best_seed, write_report
@@ -52,12 +54,21 @@ def train(config: Config, resume: bool = False) -> Path:
     return path
 
 
-def evaluate(config: Config) -> dict[str, TopK]:
-    """How well CLIP.PROMPT, or CLIP.TEMPLATES where there is none, names the true regions of DATASETS.TEST.
+def evaluate(config: Config, resume: bool = False) -> dict[str, TopK]:
+    """How well CLIP.PROMPT, or CLIP.TEMPLATES where there is none, names the true regions of DATASETS.TEST;
+    resume: the prompt that a training left in OUTPUT_DIR.
 
     Raises:
-        ConfigError: DATASETS.TEST is empty.
+        ConfigError: DATASETS.TEST is empty. CheckpointError: there is no such prompt.
     """
+    if resume:
+        path = Path(config.output_dir, FILE)
+        if not path.is_file():
+            raise CheckpointError(
+                f"OUTPUT_DIR: there is no {path}. It is written when every seed is trained: go on with "
+                "--resume alone, or name a prompt in CLIP.PROMPT."
+            )
+        config = dataclasses.replace(config, clip=dataclasses.replace(config.clip, prompt=str(path)))
     if not config.datasets.test:
         raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
     course = Course(config)

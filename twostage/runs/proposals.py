@@ -13,7 +13,7 @@ from twostage.config import Config, ConfigError
 from twostage.engine.trainer import Trainer
 from twostage.maskformer.criterion import Criterion, LossConfig
 from twostage.networks import Trained, shipped
-from twostage.runs.training import Data, settled
+from twostage.runs.training import Data, refuse_words_inside, settled
 from twostage.tasks.proposals import ProposalTask
 from twostage.vocabulary import nearest
 
@@ -33,21 +33,23 @@ def ready(config: Config) -> Config:
     return settled(config)
 
 
-def learn(data: Data, resume: bool = False, pseudo: Sequence[str] = (), evaluated: bool = True) -> Path:
+def learn(data: Data, resume: bool = False, pseudo: Sequence[str] = (), at_end: bool = True) -> Path:
     """Train stage one on `data`, whose configuration is `ready`; gives the weights.
 
-    pseudo: names of the classes whose labels come from a model, for the checkpoint; evaluated: measure on
-    DATASETS.TEST as TEST.EVAL_PERIOD says and at the end.
+    pseudo: names of the classes whose labels come from a model, for the checkpoint; at_end: measure on
+    DATASETS.TEST at the end too, and not only as TEST.EVAL_PERIOD says.
     """
     config = data.config
     builder = Builder(config)
+    if not resume:
+        refuse_words_inside(builder.weights, config.clip)
     network = builder.network()
     text = builder.stage_one_text(data.vocabulary)
     task = ProposalTask(network, Criterion(_losses(config)), text, data.vocabulary, config.solver, pseudo)
     builder.trained = Trained(network, data.vocabulary.every_name)
     data.refuse_what_evaluation_would(builder)
     data.announce(network)
-    measure = data.measure(builder) if evaluated else None
+    measure = data.measure(builder, at_end)
     return Trainer(task, data.batches, config, measure, starting_weights(network)).run(resume)
 
 

@@ -22,13 +22,14 @@ from twostage.data.pseudo import PseudoLabelled, evenly
 from twostage.data.sample import SegmentationDataset
 from twostage.download import digest_of
 from twostage.engine import distributed
-from twostage.evaluation import report
+from twostage.evaluation import expected, report
 from twostage.runs import evaluation, proposals
 from twostage.runs.manifest import MANIFEST, claim, label_facts
 from twostage.runs.pseudo_labels import count, label_photos
 from twostage.runs.self_training_checks import is_teacher, refuse_leftovers, seen_flags
 from twostage.runs.self_training_report import Round, write_report
 from twostage.runs.training import Data
+from twostage.systems import ALL_SYSTEMS
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,8 @@ def train(config: Config, resume: bool = False) -> Path:
     config = proposals.ready(config)
     data = Data.of(config)
     seen = seen_flags(config, data.train)
+    measured = config.test.systems or ALL_SYSTEMS
+    expected.parse(config.test.expected_results, [test.name for test in data.tests], measured)
     if not resume:
         refuse_leftovers(step(config, "labels"), step(config, "student"))
     teacher = _teacher(data, resume)
@@ -90,7 +93,7 @@ def _teacher(data: Data, resume: bool) -> Config:
         logger.info("Teacher: %s is given by MODEL.WEIGHTS, so none is trained", config.model.weights)
         return own
     logger.info("Teacher: training on the seen classes in %s", folder)
-    weights = proposals.learn(dataclasses.replace(data, config=own), resume, evaluated=_watched(own))
+    weights = proposals.learn(dataclasses.replace(data, config=own), resume, at_end=False)
     return _with_weights(own, str(weights))
 
 
@@ -136,7 +139,7 @@ def _student(
         if not flag
     ]
     logger.info("Student: training on all classes in %s, from %s", folder, start or "fresh weights")
-    return _with_weights(own, str(proposals.learn(taught, resume, unseen, _watched(own))))
+    return _with_weights(own, str(proposals.learn(taught, resume, unseen, at_end=False)))
 
 
 def _of_student(config: Config, folder: Path) -> Config:
@@ -144,11 +147,6 @@ def _of_student(config: Config, folder: Path) -> Config:
     options = {**config.ensemble.options, **config.self_training.ensemble}
     ensemble = dataclasses.replace(config.ensemble, options=options)
     return dataclasses.replace(config, output_dir=str(folder), ensemble=ensemble)
-
-
-def _watched(config: Config) -> bool:
-    """Whether to evaluate within the training; at its end it is done here, and kept."""
-    return 0 < config.test.eval_period < config.solver.max_iter
 
 
 def _with_weights(config: Config, weights: str) -> Config:

@@ -13,6 +13,7 @@ from twostage.data.sample import SegmentationDataset
 from twostage.engine import distributed
 from twostage.published.recognise import Kind
 from twostage.runs.manifest import MANIFEST, StaleError
+from twostage.runs.training import refuse_words_inside
 
 
 def seen_flags(config: Config, dataset: SegmentationDataset) -> tuple[bool, ...]:
@@ -61,12 +62,7 @@ def is_teacher(config: Config) -> bool:
             f"CLIP.PRETRAINED {INSIDE}: the student's checkpoints hold no CLIP. Name the tag or the file of "
             "the same CLIP (openai for the released checkpoints)."
         )
-    learned = inside is not None and not (inside.prompt is None and inside.region_prompt is None)
-    if learned and not words.prompt:
-        raise ConfigError(
-            f"{config.model.weights} has learned prompts inside, which the student's checkpoints have not. "
-            "Name the file in CLIP.PROMPT too, so that both stay with the same words."
-        )
+    refuse_words_inside(opened, words)
     return True
 
 

@@ -12,6 +12,7 @@ from typing import Any
 from twostage.config import Config
 from twostage.data.atomic import replacing
 from twostage.data.sample import SegmentationDataset
+from twostage.engine.distributed import pick_device
 from twostage.evaluation import provenance, report
 
 logger = logging.getLogger(__name__)
@@ -45,7 +46,7 @@ def write_report(
     facts = provenance.provenance(
         dataset.vocabulary,
         dataset=dataset.name,
-        device=config.model.device if config.model.device != "auto" else "cpu",
+        device=pick_device(config.model.device),
         seeds={"run": config.seed},
         config=dataclasses.asdict(config),
     )

@@ -11,8 +11,9 @@ import torch
 from torch import nn
 
 from twostage.builder import Builder
+from twostage.checkpoints import Weights
 from twostage.clip.precision import has_amx
-from twostage.config import Config, ConfigError
+from twostage.config import ClipConfig, Config, ConfigError
 from twostage.data import catalog
 from twostage.data.concat import ConcatDataset
 from twostage.data.loader import TrainLoader, training_vocabulary
@@ -21,7 +22,6 @@ from twostage.data.transforms import TrainTransformConfig
 from twostage.engine import distributed
 from twostage.engine.distributed import pick_device
 from twostage.runs import evaluation
-from twostage.systems import systems
 from twostage.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class Data:
         """Raises now what the evaluation would raise after the training."""
         if not self.tests:
             return
-        systems(builder.segmenter(), self.config.test.systems)
+        evaluation.comparison(builder, self.tests)
         for test in self.tests:
             builder.words(test.vocabulary)
 
@@ -84,11 +84,38 @@ class Data:
             world_size=distributed.world_size(),
         )
 
-    def measure(self, builder: Builder) -> Callable[[int], Mapping[str, float]] | None:
-        """What the trainer calls to evaluate; None where DATASETS.TEST is empty."""
+    def measure(self, builder: Builder, at_end: bool = True) -> Callable[[int], Mapping[str, float]] | None:
+        """What the trainer calls to evaluate; None where DATASETS.TEST is empty.
+
+        at_end: after the last update too; otherwise nothing is measured then, for somebody else does it.
+        """
         if not self.tests:
             return None
-        return lambda iteration: evaluation.scalars(evaluation.measure(builder, self.tests))
+        last = self.config.solver.max_iter - 1
+
+        def measured(iteration: int) -> Mapping[str, float]:
+            if iteration == last and not at_end:
+                return {}
+            return evaluation.scalars(evaluation.measure(builder, self.tests))
+
+        return measured
+
+
+def refuse_words_inside(opened: Weights | None, clip: ClipConfig) -> None:
+    """A training's checkpoints hold no prompts: with those inside a published one to start from, the words of
+    the training would be others than those of a later evaluation, in silence.
+
+    Raises:
+        ConfigError: there are learned prompts inside, and CLIP.PROMPT does not name them.
+    """
+    inside = None if opened is None else opened.published
+    if inside is None or (inside.prompt is None and inside.region_prompt is None):
+        return
+    if not (clip.prompt or clip.text_features):
+        raise ConfigError(
+            f"{inside.report.where} has learned prompts inside, which the checkpoints of a training have "
+            "not. Name the file in CLIP.PROMPT too, so that what is trained stays with the same words."
+        )
 
 
 def settled(config: Config) -> Config:

@@ -93,6 +93,11 @@ class PromptTask:
                     f"{where} was written with {facts.get('clip')}, in other weights or another number "
                     f"format than this {self._clip.name}. Resume with the CLIP options of the run."
                 )
+            if facts.get("prefix") != self.prompt.num_prefix:
+                raise CheckpointError(
+                    f"{where} has {facts.get('prefix')} vectors before the name, here are "
+                    f"{self.prompt.num_prefix}. Resume with the PROMPTS.PREFIX of the run."
+                )
         load_strictly(self.prompt, state["model"], where)
 
 

@@ -107,8 +107,9 @@ def trained_vocabulary(state: Mapping[str, Any], where: str) -> Vocabulary:
 
 
 def require_same_vocabulary(stored: Vocabulary, own: Vocabulary, where: str) -> None:
-    """Raises VocabularyError where a checkpoint's classes are not those of the run that wants to go on."""
-    """Raises VocabularyError, with what differs, where a checkpoint's classes are not our own."""
+    """Raises VocabularyError, with what differs, where a checkpoint's classes are not those of the run that
+    wants to go on.
+    """
     if stored.names == own.names:
         return
     added = [name for name in own.shown if name not in stored.shown]

@@ -39,6 +39,13 @@ class TestAdeFull:
         labels = tree.expected[path]
         np.testing.assert_array_equal(np.array(Image.open(path)), np.where(labels == 0, 65535, labels))
 
+    def test_an_object_that_is_numbered_zero_names_no_pixel(self, make_tree: MakeTree) -> None:
+        tree = make_tree("ade20k_847")
+        self.change_names(tree, lambda objects: objects.append({"name_ndx": 0, "name": "wall"}))
+        prepared(tree)
+        path = tree.root / "ADE20K_2021_17_01/labels_847/training/ADE_train_00000001.png"
+        np.testing.assert_array_equal(np.array(Image.open(path)), tree.expected[path])
+
     def test_a_file_without_names(self, make_tree: MakeTree) -> None:
         tree = make_tree("ade20k_847")
         path = self.change_names(tree, lambda objects: objects[0].pop("name"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import runpy
+import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,9 @@ from pathlib import Path
 import pytest
 from miniature import MakeTree
 from miniatures import BUILDERS
+
+from twostage.data import catalog
+from twostage.data.errors import DatasetError
 
 Start = Callable[..., int]
 DATASETS = Path(__file__).resolve().parents[3] / "datasets"
@@ -51,6 +55,19 @@ def test_prepares_and_checks(
     assert all(path.is_file() for path in tree.expected)
     assert start(program, *options, "--root", str(tree.root), "--check-only") == 0
     assert "0 written now" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_the_command_that_readers_name_makes_what_they_lack(
+    make_tree: MakeTree, start: Start, name: str
+) -> None:
+    tree = make_tree(name)
+    for split, photos in tree.splits.items():
+        with pytest.raises(DatasetError) as lacking:
+            catalog.get(split, tree.root)
+        program, *options = shlex.split(str(lacking.value).partition("then run: python datasets/")[2])
+        assert start(program, *options) == 0
+        assert len(catalog.get(split, tree.root)) == photos
 
 
 def test_says_what_is_wrong_in_one_line(

@@ -81,7 +81,7 @@ class NamedObjects(Converter):
         table = np.full(int(objects.max(initial=0)) + 1, _UNKNOWN, dtype=np.int32)
         table[0] = self.void
         for number, name in names.items():
-            if number < len(table):
+            if 0 < number < len(table):  # 0 stands for no object, whatever a file calls it
                 table[number] = self.ids.get(bare(name), self.void)
         labels = table[objects]
         if (labels == _UNKNOWN).any() and not self.unknown_is_void:

@@ -112,7 +112,8 @@ def _require_same_words(path: Path, categories: Any) -> None:
     words = vocabularies.load("pascal_context_459").vocabulary.shown
     others, compared = [], 0
     for one in categories:
-        number, name = (one.get("category_id", one.get("id")), one.get("name")) if one else (None, None)
+        given = one if isinstance(one, dict) else {}
+        number, name = given.get("category_id", given.get("id")), given.get("name")
         if isinstance(number, int) and isinstance(name, str) and 1 <= number <= len(words):
             compared += 1
             if _bare(name) != _bare(words[number - 1]):

@@ -20,8 +20,8 @@ from twostage.vocabulary import nearest
 class Request:
     """What somebody asks for.
 
-    root: the folder of all data sets; splits: names, none means all; allow_partial: missing files, and labels
-    that nobody declared, become warnings.
+    root: the folder of all data sets; splits: names, none means all; allow_partial: missing files become
+    warnings, and objects without a name are ignored.
     """
 
     root: Path
