@@ -22,6 +22,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "clip",
         "maskformer",
         "perpixel",
+        "readout",
         "data",
         "visualize",
         "published",
@@ -78,6 +79,7 @@ PARTS_KNOW = {
     "clip": set(),
     "maskformer": set(),
     "perpixel": {"maskformer"},
+    "readout": {"clip"},
     "published": {"data", "maskformer"},
     "data": set(),
     "visualize": {"data"},
@@ -196,7 +198,7 @@ def test_every_module_has_a_layer() -> None:
         ("twostage.ops.masks", "from twostage.clip.model import ClipModel", "contracts may import words"),
         ("twostage.engine.trainer", "def f():\n    from twostage import maskformer", "line 2"),
         ("twostage.segmenter", "from twostage.proposals.sam import SamProposals", "that is components"),
-        ("twostage.proposals.mine", "import twostage.dense.maskclip", "components stand alone"),
+        ("twostage.proposals.mine", "import twostage.dense.readout", "components stand alone"),
         ("twostage.clip.model", "from twostage.data import catalog", "parts stand alone"),
         ("twostage.evaluation.metrics", "from twostage.evaluation.runner import evaluate", "that is flow"),
         ("twostage.types", "import importlib\nimportlib.import_module('twostage.ops.masks')", "line 2"),
@@ -210,7 +212,7 @@ def test_the_watchman_sees(module: str, code: str, word: str) -> None:
 @pytest.mark.parametrize(
     ("module", "code"),
     [
-        ("twostage.classifiers.pooled", "from twostage.dense.maskclip import MaskClipDense"),
+        ("twostage.classifiers.pooled", "from twostage.dense.readout import ReadoutDense"),
         ("twostage.visualize.files", "from twostage.data.image_io import write_label_png"),
         ("twostage.build", "from twostage.proposals.maskformer import MaskFormerProposals"),
     ],

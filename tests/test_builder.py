@@ -131,8 +131,8 @@ def test_text_features_from_a_file(tmp_path: Path) -> None:
         ("PROPOSALS: {NAME: cached}", "the option 'path' has no default"),
         ("PROPOSALS: {NAME: ''}", r"A segmenter needs proposals, a dense head or a per-pixel network"),
         ("PROPOSALS: {NAME: maskformer}", r"MODEL\.WEIGHTS is empty"),
-        ("DENSE: {NAME: maskclip}\nCLIP: {MODEL: ViT-B-61}", "CLIP: unknown model 'ViT-B-61'.*ViT-B-16"),
-        ("DENSE: {NAME: maskclip}\nCLIP: {PRETRAINED: nowhere.pt}", r"nowhere\.pt does not exist"),
+        ("DENSE: {NAME: readout}\nCLIP: {MODEL: ViT-B-61}", "CLIP: unknown model 'ViT-B-61'.*ViT-B-16"),
+        ("DENSE: {NAME: readout}\nCLIP: {PRETRAINED: nowhere.pt}", r"nowhere\.pt does not exist"),
     ],
 )
 def test_what_is_wrong_is_said_before_work_begins(tmp_path: Path, more: str, message: str) -> None:
@@ -409,7 +409,7 @@ def test_training_needs_data(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("DENSE.NAME=maskclp", "Did you mean 'maskclip'"),
+        ("DENSE.NAME=readot", "Did you mean 'readout'"),
         ("TEST.SYSTEMS=[ensembel]", "Did you mean 'ensemble'"),
         ("TEST.EXPECTED_RESULTS=[[shapes_test, ensembel, hIoU, 70.0, 1.0]]", "Did you mean 'ensemble'"),
         ("DATASETS.TEST=[shapes_val, shapes_val]", "two data sets are called 'shapes_val'"),

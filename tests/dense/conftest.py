@@ -1,11 +1,9 @@
-"""Small CLIP models for the dense readouts, and the recorded numbers of the public implementations."""
+"""Small CLIP models for the dense readouts."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,7 +11,6 @@ import pytest
 from twostage.clip import mini
 from twostage.clip.model import ClipModel, register_model_config
 
-GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "dense"
 TEXT = {
     "context_length": 24,
     "vocab_size": mini.vocabulary_size(),
@@ -46,23 +43,3 @@ def vit() -> ClipModel:
 @pytest.fixture(scope="session")
 def resnet() -> ClipModel:
     return ClipModel.load("test-dense-rn", "random", seed=2)
-
-
-def _module(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(f"golden_dense_{name}", GOLDEN / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="session")
-def recorded() -> SimpleNamespace:
-    """records by (method, size), the input makers, and the weights, whose digest is checked."""
-    record = json.loads((GOLDEN / "maskclip.json").read_text(encoding="utf-8"))
-    weights = _module("weights")
-    state = weights.state_dict("a")
-    assert weights.fingerprint(state) == record["weights_sha256"]["a"]
-    cases = {(r["method"], r["size"]): r for r in record["records"]}
-    return SimpleNamespace(cases=cases, inputs=_module("inputs"), state=state)

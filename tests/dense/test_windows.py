@@ -3,9 +3,7 @@ implementation."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
-import numpy as np
+import dense_records
 import pytest
 import torch
 
@@ -46,11 +44,11 @@ def test_refusals() -> None:
 
 @pytest.mark.golden
 @pytest.mark.parametrize("case", ["336x448", "200x500"])
-def test_recorded_stitching(recorded: SimpleNamespace, case: str) -> None:
-    record = recorded.cases["slide_fixed_function", case]
+def test_recorded_stitching(case: str) -> None:
+    record = dense_records.case("slide_fixed_function", case)
     crop, stride = record["options"]["crop"], record["options"]["stride"]
     size = tuple(record["options"]["image_hw"])
-    image = torch.from_numpy(recorded.inputs.image(size))[0]
+    image = dense_records.image(size)[0]
     stitcher = Stitcher(7, size)
     for box in window_boxes(size, (crop, crop), (stride, stride)):
         top, left, bottom, right = box
@@ -59,7 +57,4 @@ def test_recorded_stitching(recorded: SimpleNamespace, case: str) -> None:
         means = part.mean(dim=(1, 2), keepdim=True).expand_as(part)
         y, x = torch.arange(tall)[:, None], torch.arange(wide)[None]
         stitcher.add(box, torch.cat([part, means, (y / tall + 2 * x / wide)[None]]))
-    values = stitcher.result().reshape(-1).numpy()
-    output = record["outputs"]["map"]
-    error = np.abs(values[recorded.inputs.samples("map", values.size)] - np.array(output["samples"])).max()
-    assert error <= record["tolerance"]["map"] * output["absmax"]
+    dense_records.compare(record, "map", stitcher.result())

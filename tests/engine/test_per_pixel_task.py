@@ -110,7 +110,7 @@ def test_trains_and_is_measured_again_from_its_file(tmp_path: Path) -> None:
     [
         (["PIXELS.NAME="], ConfigError, r"TASK per_pixel: .*PIXELS\.NAME is ''"),
         (["PIXELS.OPTIONS.ORDER=papr"], TwostageError, "Did you mean 'paper'"),
-        (["DENSE.NAME=maskclp"], TwostageError, "Did you mean 'maskclip'"),
+        (["DENSE.NAME=readot"], TwostageError, "Did you mean 'readout'"),
         (["TEST.SYSTEMS=[per pixels]"], ConfigError, "Did you mean 'per pixel'"),
         (["ENSEMBLE.NAME=geometric"], TwostageError, r"set ENSEMBLE\.NAME per_pixel"),
         (["MODEL.PER_PIXEL.MASK_DIMM=3"], ConfigError, r"MODEL\.PER_PIXEL: unknown option MASK_DIMM"),

@@ -2,7 +2,7 @@
 
 The code that accompanies "A Simple Baseline for Open-Vocabulary Semantic Segmentation" (Xu et al., ECCV 2022)
 combines its per-pixel baseline with this instead of the map of patches that the text describes. It is here
-for comparison; a dense head such as maskclip is what the text means.
+for comparison; a dense head such as readout is what the text means.
 """
 
 from __future__ import annotations

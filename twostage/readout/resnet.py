@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
+from twostage.readout.vit import DenseTowerError
+
 
 def last_map(visual: Any, pixels: Tensor) -> Tensor:
     """(B, 3, H, W) normalised -> (B, C, h, w), what enters the attention pool."""
@@ -31,3 +33,16 @@ def place_keys(visual: Any, features: Tensor) -> Tensor:
     """(B, C, h, w) -> (B, h * w, C), the pool's key of every place."""
     keys: Tensor = visual.attnpool.k_proj(features.flatten(2).transpose(1, 2))
     return keys
+
+
+def require_preset(name: str) -> None:
+    """A ModifiedResNet has no blocks whose attention could be changed.
+
+    Raises:
+        DenseTowerError: another preset than maskclip.
+    """
+    if name != "maskclip":
+        raise DenseTowerError(
+            f"Dense readout {name}: it changes attention in the blocks of a VisionTransformer, and a "
+            "ModifiedResNet has none. Choose the preset maskclip, or a ViT (CLIP.MODEL ViT-B-16-quickgelu)."
+        )

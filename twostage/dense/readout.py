@@ -1,79 +1,106 @@
-"""MaskCLIP: labels for patches from a frozen CLIP, by skipping the last attention.
+"""Dense CLIP: class logits for every patch, read from a frozen CLIP in one of many published ways.
 
-"Extract Free Dense Labels from CLIP" (Zhou, Loy, Dai; ECCV 2022). In the last block every token keeps its own
-value, so that the patch tokens stay local and, projected like the class token, can be compared with text. In
-a ModifiedResNet the same is done to the attention pool.
+The way is a preset (`twostage dense list`); any of its knobs can be changed. A ModifiedResNet has one way
+only, MaskCLIP's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
 from twostage.clip.model import ClipModel
-from twostage.clip.towers import POSITION_MODES, PositionMode, is_resnet
-from twostage.dense import _frame, _resnet, _vit
-from twostage.dense._refine import KeyNorm, denoise_prompts, smooth_by_keys, votes_to_logits
+from twostage.clip.towers import POSITION_MODES, is_resnet
+from twostage.dense import _frame
 from twostage.errors import TwostageError
 from twostage.ops.windows import Stitcher, window_boxes
+from twostage.readout import look as looking
+from twostage.readout import presets, resnet
+from twostage.readout.engine import Tower, fitted
+from twostage.readout.look import Look
+from twostage.readout.preset import Preset
+from twostage.readout.refine import refined
 from twostage.types import DenseScores, TextBank
 from twostage.vocabulary import nearest
 
-_CHOICES = {"fit": ("round", "pad"), "positions": POSITION_MODES, "key_norm": ("channels", "tokens")}
+logger = logging.getLogger(__name__)
+
+_CHOICES = {"fit": ("round", "pad"), "positions": ("", *POSITION_MODES)}
+KNOBS = ("attention", "heads", "keys", "residual", "ffn", "positions", "suppress", "class_token")
+"""Knobs of a preset that options of the same name replace."""
 
 
-class MaskClipDense:
+class ReadoutDense:
     """Class logits for every patch, from one pass over the whole image or the average of sliding windows."""
 
     @dataclass(frozen=True)
     class Config:
         """What the tower is shown, and how its last block is read.
 
-        short_edge: pixels of the image's short side before the tower; None: twice the tower's own size; 0: as
-        it is. long_edge: pixels that the long side may have at most.
-        fit: "round" the size to whole patches, or "pad" with zeros after normalisation and cut the logits.
-        window, stride: edge and step of sliding windows in pixels; 0: the whole image at once; stride 0: half
-        a window. positions: how the position table is brought to the grid.
-        residual, ffn: whether the last block adds its input and runs its MLP (both on in the original).
-        prompt_denoise: drop classes that reach this probability nowhere (paper: 0.5); 0: off.
-        key_smooth: let patches less sure than this take the votes of patches with like keys (paper: 1.0); 0:
-        off. The logits are then logarithms of probabilities at sharpness 100. Both need window 0.
-        key_norm: keys normalised over "channels", or over "tokens" as the released code does.
-        logit_factor: factor on the text bank's scale; dense cosines spread less than those of crops.
-        chunk: images or windows in one pass of the tower.
+        preset: the published way to read it (`twostage dense list`). settings: numbers of that preset's own,
+        by name. short_edge: pixels of the image's short side before the tower; None: twice the tower's own
+        size; 0: as it is. long_edge: pixels that the long side may have at most. fit: "round" the size to
+        whole patches, or "pad" with zeros after normalisation and cut the logits. window, stride: edge and
+        step of sliding windows in pixels; 0: the whole image at once; stride 0: half a window. logit_factor:
+        factor on the text bank's scale; dense cosines spread less than those of crops. chunk: images or
+        windows in one pass of the tower.
+
+        The knobs of the preset that can be turned, empty or None for the preset's own: attention, where
+        tokens look, written as in "0.5 * qq + 0.5 * [kk + gauss(5)]"; heads: "each" or "mean"; keys: "all" or
+        "patches"; residual, ffn: whether the last block adds its input and runs its MLP; positions: how the
+        position table is brought to the grid; suppress: blocks whose loudest MLP channel is scaled down;
+        class_token: share of the class token added to every patch.
         """
 
+        preset: str = "maskclip"
+        settings: Mapping[str, Any] = field(default_factory=dict)
         short_edge: int | None = None
         long_edge: int = 2048
         fit: _frame.Fit = "round"
         window: int = 0
         stride: int = 0
-        positions: PositionMode = "bicubic"
-        residual: bool = True
-        ffn: bool = True
-        prompt_denoise: float = 0.0
-        key_smooth: float = 0.0
-        key_norm: KeyNorm = "channels"
         logit_factor: float = 1.0
         chunk: int = 8
+        attention: str = ""
+        heads: str = ""
+        keys: str = ""
+        residual: bool | None = None
+        ffn: bool | None = None
+        positions: str = ""
+        suppress: tuple[int, ...] | None = None
+        class_token: float | None = None
 
         def __post_init__(self) -> None:
             _check(self)
+            self.chosen()
+
+        def chosen(self) -> Preset:
+            """The preset with its settings and knobs changed as asked."""
+            found = presets.find(self.preset).with_settings(self.settings)
+            changed = {name: getattr(self, name) for name in KNOBS if getattr(self, name) not in ("", None)}
+            return replace(found, knobs=replace(found.knobs, **changed))
 
     def __init__(self, config: Config, clip: ClipModel) -> None:
-        """Raises: DenseTowerError: the image tower has no dense readout."""
+        """Raises: DenseTowerError: the image tower has no dense readout, or not this one."""
         self.config = config
         self.clip = clip
+        self.preset = config.chosen()
         self._resnet = is_resnet(clip.visual)
-        if not self._resnet:
-            _vit.require_vit(clip.visual)
+        if self._resnet:
+            resnet.require_preset(self.preset.name)
+        else:
+            self.tower = Tower(clip.visual)
+            self.knobs = fitted(self.preset.knobs, len(self.tower.blocks))
+            logger.info("Dense readout %s: attention %s", self.preset.name, self.knobs.attention)
 
     @classmethod
-    def tiny(cls) -> MaskClipDense:
+    def tiny(cls) -> ReadoutDense:
         """The smallest shipped ViT with random weights."""
         return cls(cls.Config(), ClipModel.load("twostage-mini-vit", "random", seed=0))
 
@@ -82,8 +109,7 @@ class MaskClipDense:
         """Height and width in pixels of one place of the tower's grid."""
         if self._resnet:
             return 32, 32
-        tall, wide = self.clip.visual.patch_size  # type: ignore[misc, union-attr]
-        return int(tall), int(wide)
+        return self.tower.cell_hw
 
     @torch.no_grad()
     def predict(self, images: Sequence[Tensor], text: TextBank) -> list[DenseScores]:
@@ -104,34 +130,6 @@ class MaskClipDense:
         else:
             maps = self._whole(frames, text)
         return [DenseScores(m.to(image.device)) for m, image in zip(maps, images, strict=True)]
-
-    @torch.no_grad()
-    def features(self, pixels: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """pixels: (B, 3, H, W) normalised, H and W multiples of the cell -> (B, h * w, D) float32 unit rows,
-        grid (h, w)."""
-        rows, _, grid = self._tower(pixels, keys=False)
-        return rows, grid
-
-    def _tower(self, pixels: Tensor, keys: bool) -> tuple[Tensor, Tensor | None, tuple[int, int]]:
-        """Unit features (B, N, D), the last attention's keys (B, N, C) if wanted, and the grid."""
-        visual = self.clip.visual
-        pixels = pixels.to(self.clip.device, self.clip.dtype)
-        if self._resnet:
-            last = _resnet.last_map(visual, pixels)
-            rows, grid = _resnet.place_features(visual, last)
-            found = _resnet.place_keys(visual, last) if keys else None
-            return F.normalize(rows.float(), dim=-1), found, grid
-        tokens, grid = _vit.embed(visual, pixels, self.config.positions)
-        *early, last_block = _vit.blocks(visual)
-        for block in early:
-            tokens = _vit.run_block(block, tokens)
-        found = None
-        if keys:
-            found = _vit.merge_heads(last_block, _vit.project_qkv(last_block, tokens)[1])[:, 1:]
-        tokens = _vit.run_block(
-            last_block, tokens, _vit.identity, residual=self.config.residual, ffn=self.config.ffn
-        )
-        return F.normalize(_vit.readout(visual, tokens)[:, 1:].float(), dim=-1), found, grid
 
     def _frame(self, image: Tensor) -> Tensor:
         """RGB uint8 (3, H, W) -> (3, H', W') normalised, at the size the tower is to see."""
@@ -156,24 +154,41 @@ class MaskClipDense:
         return [maps[index] for index in range(len(frames))]
 
     def _class_logits(self, pixels: Tensor, text: TextBank) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, K, h, w) logits, refined if asked for."""
-        config = self.config
+        """(B, 3, H, W) normalised -> (B, K, h, w) logits, a class with synonyms by its best."""
         padded, inside = _frame.pad_to_cells(pixels, self.cell_hw)
-        features, keys, (height, width) = self._tower(padded, keys=config.key_smooth > 0)
-        scores = _frame.class_maps(
-            (features @ text.features.T).transpose(1, 2), text.class_of, text.num_classes
-        )
-        scores = scores.transpose(1, 2)
-        if config.prompt_denoise > 0:
-            scores = denoise_prompts(scores, config.prompt_denoise)
-        if keys is not None:
-            logits = votes_to_logits(smooth_by_keys(scores, keys, config.key_smooth, config.key_norm))
-        else:
-            logits = scores * (text.logit_scale * config.logit_factor)
-        maps: Tensor = logits.transpose(1, 2).unflatten(2, (height, width))
+        maps = _frame.class_maps(self.logits(padded, text), text.class_of, text.num_classes)
         if padded.shape == pixels.shape:
             return maps
         return _frame.to_full_size(maps, (padded.shape[-2], padded.shape[-1]), inside)
+
+    @torch.no_grad()
+    def logits(self, pixels: Tensor, text: TextBank) -> Tensor:
+        """(B, 3, H, W) normalised, H and W multiples of a patch -> (B, T, h', w') float32 of the bank's
+        rows.
+        """
+        scale = text.logit_scale * self.config.logit_factor
+        pixels = pixels.to(self.clip.device, self.clip.dtype)
+        if self._resnet:
+            return self._of_resnet(pixels, text.features, scale)
+        look = Look(
+            self.tower,
+            self.knobs,
+            pixels,
+            text.features,
+            scale,
+            self.preset.settings,
+            self.clip.mean,
+            self.clip.std,
+        )
+        return looking.logits(self.preset.method, look)
+
+    def _of_resnet(self, pixels: Tensor, text: Tensor, scale: float) -> Tensor:
+        visual = self.clip.visual
+        last = resnet.last_map(visual, pixels)
+        rows, grid = resnet.place_features(visual, last)
+        scores = F.normalize(rows.float(), dim=-1) @ text.T
+        keys = lambda: resnet.place_keys(visual, last)
+        return looking.on_grid(refined(scores, keys, self.preset.settings, scale), grid)
 
     def _windows(self, frame: Tensor, text: TextBank) -> Tensor:
         """(3, H, W) normalised -> (K, H, W) logits: the mean over all windows that see a pixel, then the best
@@ -187,43 +202,38 @@ class MaskClipDense:
             part = boxes[start : start + config.chunk]
             crops = torch.stack([frame[:, top:bottom, left:right] for top, left, bottom, right in part])
             padded, inside = _frame.pad_to_cells(crops, self.cell_hw)
-            features, grid = self.features(padded)
-            rows = (features @ text.features.T).transpose(1, 2).unflatten(2, grid)
+            rows = self.logits(padded, text)
             full = _frame.to_full_size(rows, (padded.shape[-2], padded.shape[-1]), inside)
             for box, values in zip(part, full, strict=True):
                 stitcher.add(box, values)
-        maps = _frame.class_maps(stitcher.result()[None], text.class_of, text.num_classes)[0]
-        return maps * (text.logit_scale * config.logit_factor)
+        maps: Tensor = _frame.class_maps(stitcher.result()[None], text.class_of, text.num_classes)[0]
+        return maps
 
     def _check_input(self, images: Sequence[Tensor], text: TextBank) -> None:
         if text.dim != self.clip.dim:
             raise TwostageError(
-                f"MaskClipDense: expected text features {self.clip.dim} wide, got {text.dim}."
+                f"ReadoutDense: expected text features {self.clip.dim} wide, got {text.dim}."
                 f" Make them with the text tower of {self.clip.name}, which reads the image."
             )
         for position, image in enumerate(images):
             if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
                 raise TwostageError(
-                    f"MaskClipDense: image {position} should be RGB uint8 (3, H, W), got {tuple(image.shape)}"
+                    f"ReadoutDense: image {position} should be RGB uint8 (3, H, W), got {tuple(image.shape)}"
                     f" {image.dtype}; give it before any normalisation."
                 )
 
 
-def _check(config: MaskClipDense.Config) -> None:
+def _check(config: ReadoutDense.Config) -> None:
     for option, allowed in _CHOICES.items():
         value = getattr(config, option)
         if value not in allowed:
-            raise TwostageError(f"MaskClipDense: unknown {option} {value!r}.{nearest(str(value), allowed)}")
+            raise TwostageError(f"ReadoutDense: unknown {option} {value!r}.{nearest(str(value), allowed)}")
     least = {"short_edge": 0, "long_edge": 1, "window": 0, "stride": 0, "chunk": 1}
     for option, bound in least.items():
         value = getattr(config, option)
         if value is not None and value < bound:
-            raise TwostageError(f"MaskClipDense: {option} must be at least {bound}, got {value}.")
+            raise TwostageError(f"ReadoutDense: {option} must be at least {bound}, got {value}.")
     if config.window and config.stride > config.window:
         raise TwostageError(
-            f"MaskClipDense: stride {config.stride} leaves gaps between windows of {config.window}."
-        )
-    if config.window and (config.prompt_denoise or config.key_smooth):
-        raise TwostageError(
-            "MaskClipDense: prompt_denoise and key_smooth look at the whole image, so they need window 0."
+            f"ReadoutDense: stride {config.stride} leaves gaps between windows of {config.window}."
         )

@@ -12,10 +12,12 @@ from torch.nn import functional as F
 
 from twostage import registry
 from twostage.clip.model import ClipModel
-from twostage.dense import _frame, _refine
-from twostage.dense.maskclip import MaskClipDense
+from twostage.dense import _frame
+from twostage.dense.readout import ReadoutDense
 from twostage.errors import TwostageError
 from twostage.interfaces import DenseHead
+from twostage.readout import refine
+from twostage.readout.engine import read
 from twostage.types import TextBank
 
 MODES: list[dict[str, Any]] = [
@@ -23,7 +25,7 @@ MODES: list[dict[str, Any]] = [
     {"fit": "pad", "short_edge": 0},
     {"window": 32, "stride": 16},
     {"window": 30, "short_edge": 0},
-    {"prompt_denoise": 0.2, "key_smooth": 1.0},
+    {"settings": {"prompt_denoise": 0.2, "key_smooth": 1.0}},
     {"positions": "bicubic_scale", "residual": False, "ffn": False},
 ]
 
@@ -39,15 +41,15 @@ def bank(rows: int = 4, width: int = 32) -> TextBank:
     return TextBank(features, torch.arange(rows), rows)
 
 
-def head(clip: ClipModel, **options: Any) -> MaskClipDense:
-    return MaskClipDense(registry.make_config(MaskClipDense, options), clip)
+def head(clip: ClipModel, **options: Any) -> ReadoutDense:
+    return ReadoutDense(registry.make_config(ReadoutDense, options), clip)
 
 
 def test_found_by_name() -> None:
-    assert registry.find("dense", "maskclip") is MaskClipDense
-    assert isinstance(MaskClipDense.tiny(), DenseHead)
+    assert registry.find("dense", "readout") is ReadoutDense
+    assert isinstance(ReadoutDense.tiny(), DenseHead)
     with pytest.raises(registry.ComponentError, match="Did you mean 'window'"):
-        registry.make_config(MaskClipDense, {"windw": 3})
+        registry.make_config(ReadoutDense, {"windw": 3})
 
 
 @pytest.mark.parametrize("options", MODES, ids=str)
@@ -71,8 +73,10 @@ def test_whole_image_logits_are_scaled_cosines(vit: ClipModel) -> None:
     batch = (image.float() / 255 - torch.tensor(vit.mean)[:, None, None]) / torch.tensor(vit.std)[
         :, None, None
     ]
-    rows, grid = dense.features(batch[None])
-    assert grid == (4, 5)
+    with torch.no_grad():
+        got_rows = read(dense.tower, batch[None], dense.knobs)
+    assert got_rows.grid == (4, 5)
+    rows = got_rows.unit
     torch.testing.assert_close(rows.norm(dim=-1), torch.ones(1, 20))
     expected = 50 * torch.einsum("nd,kd->kn", rows[0], bank().features).reshape(4, 4, 5)
     (got,) = dense.predict([image], bank())
@@ -151,24 +155,22 @@ def test_resnet_is_the_value_projection(resnet: ClipModel) -> None:
         pool = visual.attnpool
         as_convolution = F.conv2d(x, pool.v_proj.weight[:, :, None, None], pool.v_proj.bias)
         out = F.conv2d(as_convolution, pool.c_proj.weight[:, :, None, None], pool.c_proj.bias)
-    rows, grid = dense.features(batch)
-    assert grid == (2, 3)
-    expected = F.normalize(out, dim=1).flatten(2).transpose(1, 2)
-    torch.testing.assert_close(rows, expected, rtol=1e-4, atol=1e-5)
+    expected = 100 * torch.einsum("bdhw,td->bthw", F.normalize(out, dim=1), bank().features)
+    torch.testing.assert_close(dense.logits(batch, bank()), expected, rtol=1e-4, atol=1e-3)
 
 
 def test_refinements_by_hand() -> None:
     scores = torch.tensor([[[0.30, 0.28, 0.0], [0.20, 0.2005, 0.0]]])
-    dropped = _refine.denoise_prompts(scores, 0.6)
+    dropped = refine.denoise_prompts(scores, 0.6)
     assert dropped[0, :, 2].tolist() == [-100.0, -100.0], "reaches 0.6 nowhere"
     assert dropped[0, 0, 1] == -100, "so does the second"
     assert torch.equal(dropped[..., 0], scores[..., 0])
     keys = torch.tensor([[[1.0, 0.0], [3.0, 4.0]]])
     p = (100 * scores).softmax(-1)
-    kept = _refine.smooth_by_keys(scores, keys, 0.6)
+    kept = refine.smooth_by_keys(scores, keys, 0.6)
     assert torch.equal(kept[0, 0], p[0, 0]), "sure enough: its own"
     torch.testing.assert_close(kept[0, 1], 0.6 * p[0, 0] + p[0, 1])
-    logits = _refine.votes_to_logits(kept)
+    logits = refine.votes_to_logits(kept)
     torch.testing.assert_close(logits.softmax(-1), kept / kept.sum(-1, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
@@ -183,16 +185,20 @@ def test_bf16_weights_agree(vit: ClipModel) -> None:
     [
         ({"fit": "padd"}, "Did you mean 'pad'"),
         ({"positions": "cubic"}, "unknown positions"),
-        ({"key_norm": "token"}, "Did you mean 'tokens'"),
+        ({"settings": {"key_norm": "token"}}, "Did you mean 'tokens'"),
         ({"short_edge": -1}, "short_edge must be at least 0"),
         ({"chunk": 0}, "chunk must be at least 1"),
         ({"window": 32, "stride": 33}, "leaves gaps"),
-        ({"window": 32, "key_smooth": 1.0}, "window 0"),
+        ({"settings": {"KEYSMOOTH": 1.0}}, "Did you mean 'key_smooth'"),
+        ({"settings": {"key_smooth": "yes"}}, "should be a number"),
+        ({"preset": "gclop"}, "Did you mean 'gclip'"),
+        ({"preset": "gclip", "attention": "qq + [kk"}, "expected"),
+        ({"heads": "all"}, "unknown heads"),
     ],
 )
 def test_bad_options(options: dict[str, Any], words: str) -> None:
     with pytest.raises(TwostageError, match=words):
-        MaskClipDense.Config(**options)
+        ReadoutDense.Config(**options)
 
 
 def test_bad_input(vit: ClipModel) -> None:

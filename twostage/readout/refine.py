@@ -6,7 +6,8 @@ given here.
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -45,3 +46,17 @@ def votes_to_logits(votes: Tensor) -> Tensor:
     none."""
     positive = votes.clamp_min(1e-6)
     return (positive / positive.sum(dim=-1, keepdim=True)).log()
+
+
+def refined(scores: Tensor, keys: Callable[[], Tensor], options: Mapping[str, Any], scale: float) -> Tensor:
+    """(B, N, K) cosines -> (B, N, K) logits, with the refinements that `options` ask for: prompt_denoise and
+    key_smooth, thresholds that 0 switches off, and key_norm.
+
+    keys: makes the places' keys where they are needed. Logits are cosines times `scale`, or, smoothed,
+    logarithms of probabilities at sharpness 100.
+    """
+    if options["prompt_denoise"] > 0:
+        scores = denoise_prompts(scores, options["prompt_denoise"])
+    if options["key_smooth"] > 0:
+        return votes_to_logits(smooth_by_keys(scores, keys(), options["key_smooth"], options["key_norm"]))
+    return scores * scale

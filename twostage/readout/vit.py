@@ -1,4 +1,4 @@
-"""A CLIP VisionTransformer computed from its parameters, block by block, with the attention of one's choice.
+"""A CLIP VisionTransformer computed from its parameters, block by block.
 
 Nothing is patched or hooked: the layers' weights are read and the arithmetic is done here, so the model stays
 as it is and other models may share it at the same time.
@@ -9,7 +9,6 @@ of width d, E joint width.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -18,9 +17,7 @@ from torch.nn import functional as F
 
 from twostage.clip.towers import PositionMode, interpolate_positions, is_vit
 from twostage.errors import TwostageError
-
-Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""q, k, v: (B, m, L, d) each -> (B, m, L, d), the mixed values of every token."""
+from twostage.readout.channels import Channels
 
 
 class DenseTowerError(TwostageError):
@@ -80,15 +77,24 @@ def blocks(visual: Any) -> list[Any]:
     return list(visual.transformer.resblocks)
 
 
-def project_qkv(block: Any, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(B, L, D) block input -> q, k, v: (B, m, L, d) each."""
+def project(block: Any, tokens: Tensor, parts: str = "qkv") -> list[Tensor]:
+    """(B, L, D) block input -> the asked ones of q, k, v: (B, m, L, d) each, in the order of `parts`.
+
+    What is not asked for is not computed.
+    """
     attention = block.attn
-    bias = attention.in_proj_bias
-    packed = F.linear(block.ln_1(tokens), attention.in_proj_weight, bias)
+    normed = block.ln_1(tokens)
     batch, length, width = tokens.shape
-    packed = packed.reshape(batch, length, 3, attention.num_heads, width // attention.num_heads)
-    q, k, v = packed.permute(2, 0, 3, 1, 4).unbind(0)
-    return q, k, v
+    heads = attention.num_heads
+    where = [slice("qkv".index(part) * width, ("qkv".index(part) + 1) * width) for part in parts]
+    if parts == "qkv":
+        weight, bias = attention.in_proj_weight, attention.in_proj_bias
+    else:
+        weight = torch.cat([attention.in_proj_weight[one] for one in where])
+        bias = attention.in_proj_bias
+        bias = None if bias is None else torch.cat([bias[one] for one in where])
+    packed = F.linear(normed, weight, bias).reshape(batch, length, len(parts), heads, width // heads)
+    return list(packed.permute(2, 0, 3, 1, 4).unbind(0))
 
 
 def merge_heads(block: Any, mixed: Tensor) -> Tensor:
@@ -97,30 +103,31 @@ def merge_heads(block: Any, mixed: Tensor) -> Tensor:
     return projected
 
 
-def native(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """The attention that the tower was trained with: softmax(q k^T / sqrt(d)) v."""
-    return F.scaled_dot_product_attention(q, k, v)
+def softmax_map(logits: Tensor) -> Tensor:
+    """(..., L) -> the same in its own dtype, the softmax taken in float32."""
+    return logits.float().softmax(dim=-1).to(logits.dtype)
 
 
-def identity(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Every token reads its own value only (MaskCLIP, Zhou et al., 2022)."""
-    return v
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """(B, m, L, d) twice -> (B, m, L, L), their products over sqrt(d)."""
+    found: Tensor = (a * a.shape[-1] ** -0.5) @ b.transpose(-2, -1)
+    return found
 
 
-def run_block(
-    block: Any, tokens: Tensor, attention: Attention = native, *, residual: bool = True, ffn: bool = True
-) -> Tensor:
-    """(B, L, D) -> (B, L, D). Without residual the block's input is not added; without ffn the MLP is left
-    out."""
-    mixed = block.ls_1(merge_heads(block, attention(*project_qkv(block, tokens))))
-    tokens = tokens + mixed if residual else mixed
-    return tokens + block.ls_2(feed_forward(block, block.ln_2(tokens))) if ffn else tokens
+def run_block(block: Any, tokens: Tensor, channels: Channels | None = None) -> Tensor:
+    """(B, L, D) -> (B, L, D), as the tower was trained."""
+    q, k, v = project(block, tokens)
+    tokens = tokens + block.ls_1(merge_heads(block, F.scaled_dot_product_attention(q, k, v)))
+    out: Tensor = tokens + block.ls_2(feed_forward(block, block.ln_2(tokens), channels))
+    return out
 
 
-def feed_forward(block: Any, tokens: Tensor) -> Tensor:
-    """The block's MLP, by the names of its layers."""
+def feed_forward(block: Any, tokens: Tensor, channels: Channels | None = None) -> Tensor:
+    """The block's MLP, by the names of its layers; some of its output channels may be scaled (see
+    `twostage.readout.channels`), which leaves the weights as they are.
+    """
     hidden: Tensor = block.mlp.c_proj(block.mlp.gelu(block.mlp.c_fc(tokens)))
-    return hidden
+    return hidden if channels is None else channels.scale(hidden, block.mlp.c_proj.bias)
 
 
 def readout(visual: Any, tokens: Tensor) -> Tensor:

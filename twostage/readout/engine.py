@@ -1,0 +1,198 @@
+"""Reading a CLIP VisionTransformer as the knobs say: native blocks first, then the last one in another way.
+
+Shapes: B images, h x w grid, N = h * w, L = N + 1 tokens (row 0 is the class token), D width, E joint width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from twostage.readout import vit
+from twostage.readout.attention import Group, blocks_of, parse, written
+from twostage.readout.channels import Channels, suppressed
+from twostage.readout.knobs import Knobs
+from twostage.readout.record import Record, Wanted, run_early
+from twostage.readout.terms import Scene, attend, needs
+from twostage.readout.tokens import repaired, smoothed
+
+NATIVE_DEPTH = 12
+"""The number of blocks that the presets' block numbers belong to (ViT-B)."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What was read. features: (B, N, E) in the joint space, not normalised; grid: (h, w); record: what the
+    blocks before the last left behind; first: (B, E), the same of the class token, None where it took no
+    part.
+    """
+
+    features: Tensor
+    grid: tuple[int, int]
+    record: Record
+    first: Tensor | None = None
+
+    @property
+    def unit(self) -> Tensor:
+        """(B, N, E) float32 rows of length one."""
+        return F.normalize(self.features.float(), dim=-1)
+
+
+class Tower:
+    """A VisionTransformer with everything that depends on its weights alone made once."""
+
+    def __init__(self, visual: Any) -> None:
+        """Raises: DenseTowerError: the tower has no readout of single patches."""
+        vit.require_vit(visual)
+        self.visual = visual
+        self.blocks: list[Any] = vit.blocks(visual)
+        self._suppressed: dict[tuple[int, ...], dict[int, Channels]] = {}
+
+    @property
+    def cell_hw(self) -> tuple[int, int]:
+        """Height and width of a patch in pixels."""
+        tall, wide = self.visual.patch_size
+        return int(tall), int(wide)
+
+    def channels(self, which: tuple[int, ...]) -> dict[int, Channels]:
+        """The scaling that suppresses the loudest channel of these blocks."""
+        if which not in self._suppressed:
+            self._suppressed[which] = suppressed(self.blocks, which)
+        return self._suppressed[which]
+
+    def native(self, pixels: Tensor, positions: Any = "bicubic") -> Tensor:
+        """(B, 3, H, W) normalised -> (B, L, E), the tower as it was trained, all rows read out."""
+        tokens, _ = vit.embed(self.visual, pixels, positions)
+        for block in self.blocks:
+            tokens = vit.run_block(block, tokens)
+        return vit.readout(self.visual, tokens)
+
+
+def fitted(knobs: Knobs, depth: int) -> Knobs:
+    """The same knobs for a tower of another depth: block numbers move in proportion, none reaches the last.
+
+    Presets count the twelve blocks of ViT-B; what the papers chose for deeper towers is not always known.
+    """
+    if depth == NATIVE_DEPTH:
+        return knobs
+    last = depth - 2
+    move = {block: min(int((block + 0.5) * depth / NATIVE_DEPTH), last) for block in range(NATIVE_DEPTH - 1)}
+    moved = lambda one: None if one is None else replace(one, after=move[one.after])
+    levels = None if knobs.levels is None else (move[knobs.levels[0]], move[knobs.levels[1] - 1] + 1)
+    return replace(
+        knobs,
+        attention=_renumbered(knobs.attention, move),
+        suppress=tuple(dict.fromkeys(move.get(block, depth - 1) for block in knobs.suppress)),
+        smooth_before=moved(knobs.smooth_before),
+        smooth_after=moved(knobs.smooth_after),
+        levels=levels,
+        levels_attention=knobs.levels_attention and _renumbered(knobs.levels_attention, move),
+    )
+
+
+def read(
+    tower: Tower,
+    pixels: Tensor,
+    knobs: Knobs,
+    given: Mapping[str, Tensor] | None = None,
+    also: Wanted | None = None,
+) -> Reading:
+    """pixels: (B, 3, H, W) normalised, in the tower's dtype, H and W multiples of its patch.
+
+    knobs: with the tower's own block numbers (`fitted`); given: further logits and maps by name, (B or 1, m
+    or 1, L, L); also: what to keep of the early blocks beside what the knobs need.
+    """
+    tokens, grid = vit.embed(tower.visual, pixels, knobs.positions)
+    record = run_early(tower.blocks, tokens, wanted(knobs, also), tower.channels(knobs.suppress))
+    patches, first = read_last(tower, record, grid, knobs, given)
+    features = vit.readout(tower.visual, patches)
+    return Reading(features, grid, record, None if first is None else vit.readout(tower.visual, first)[:, 0])
+
+
+def read_last(
+    tower: Tower,
+    record: Record,
+    grid: tuple[int, int],
+    knobs: Knobs,
+    given: Mapping[str, Tensor] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """What the last block makes of the patches, (B, N, D), and of the class token, (B, 1, D) or None where
+    keys are patches only; before the tower's last norm.
+    """
+    likeness: dict[int, Tensor] = {}
+    entering = record.entering
+    patches = entering[:, 1:]
+    if knobs.repair != "none":
+        patches = repaired(patches, grid, knobs.repair, record)
+    if knobs.smooth_before is not None:
+        patches = smoothed(patches, record, knobs.smooth_before, likeness)
+    if patches is not entering:
+        entering = torch.cat([entering[:, :1], patches], dim=1)
+    out = _last(tower, entering, knobs, knobs.groups, grid, record, given, likeness)
+    first, out = (out[:, :1], out[:, 1:]) if knobs.keys == "all" else (None, out)
+    if knobs.smooth_after is not None:
+        out = smoothed(out, record, knobs.smooth_after, likeness)
+    if knobs.levels is None:
+        return out, first
+    total = torch.stack([record.tokens[block] for block in range(*knobs.levels)]).sum(dim=0)
+    more = _last(tower, total, knobs, knobs.level_groups, grid, record, given, likeness)
+    more = more[:, 1:] if knobs.keys == "all" else more
+    if knobs.smooth_after is not None:
+        more = smoothed(more, record, knobs.smooth_after, likeness)
+    return out + more, first
+
+
+def _last(
+    tower: Tower,
+    tokens: Tensor,
+    knobs: Knobs,
+    groups: tuple[Group, ...],
+    grid: tuple[int, int],
+    record: Record,
+    given: Mapping[str, Tensor] | None,
+    likeness: dict[int, Tensor],
+) -> Tensor:
+    """(B, L, D) -> the tokens that take part (N patches, or all L) after the last block's attention and what
+    else is on.
+    """
+    block = tower.blocks[-1]
+    with_class = knobs.keys == "all"
+    looking = tokens if with_class else tokens[:, 1:]
+    letters = needs(groups)
+    parts = dict(zip(letters, vit.project(block, looking, letters), strict=True))
+    scene = Scene(parts.get("q"), parts.get("k"), parts["v"], grid, with_class, record, given or {}, likeness)
+    mixed = attend(groups, scene, knobs.heads == "mean")
+    out: Tensor = block.ls_1(vit.merge_heads(block, mixed))
+    if knobs.class_token:
+        out = out + knobs.class_token * tokens[:, :1]
+    if knobs.residual:
+        out = out + looking
+    if knobs.ffn:
+        channels = tower.channels(knobs.suppress).get(len(tower.blocks) - 1)
+        out = out + block.ls_2(vit.feed_forward(block, block.ln_2(out), channels))
+    return out
+
+
+def wanted(knobs: Knobs, also: Wanted | None = None) -> Wanted:
+    """What the early blocks have to leave behind for these knobs."""
+    groups = (*knobs.groups, *(knobs.level_groups if knobs.levels else ()))
+    tokens = {one.after for one in (knobs.smooth_before, knobs.smooth_after) if one is not None}
+    tokens |= {blocks[0] for blocks in blocks_of(groups, "similarity")}
+    tokens |= set(range(*knobs.levels)) if knobs.levels else set()
+    also = also or Wanted()
+    return Wanted(
+        frozenset(tokens) | also.tokens,
+        tuple(dict.fromkeys([*blocks_of(groups, "captured"), *also.maps])),
+        tuple(dict.fromkeys([*blocks_of(groups, "captured_csa"), *also.self_maps])),
+        knobs.heads == "mean" and not (also.maps or also.self_maps),
+    )
+
+
+def _renumbered(attention: str, move: Mapping[int, int]) -> str:
+    """An attention with its block numbers moved."""
+    return written(parse(attention), move)

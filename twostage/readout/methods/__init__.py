@@ -1,0 +1,1 @@
+"""The published methods: one family a file, its presets beside what is done around the reading."""
