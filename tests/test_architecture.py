@@ -17,7 +17,7 @@ PACKAGE = ROOT / "twostage"
 
 LAYERS: dict[str, tuple[str, ...]] = {
     "words": ("errors", "types", "vocabulary"),
-    "contracts": ("interfaces", "config", "registry", "ops", "weights", "download"),
+    "contracts": ("interfaces", "config", "registry", "ops", "weights", "download", "progress"),
     "parts": (
         "clip",
         "maskformer",

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,11 @@ from twostage.data.sample import Sample, SegmentationDataset
 from twostage.engine import distributed
 from twostage.engine.signals import StopSignals, TrainingInterrupted
 from twostage.errors import TwostageError
+from twostage.progress import Progress
 from twostage.segmenter import Segmenter, Words
 from twostage.types import VOID
 
 logger = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 10.0
 
 
 def label_photos(config: Config, dataset: SegmentationDataset, indices: Sequence[int], folder: Path) -> None:
@@ -98,7 +96,7 @@ class _Labeller:
 
 def _label(labeller: _Labeller, dataset: SegmentationDataset, missing: Sequence[int], folder: Path) -> None:
     classes = len(dataset.vocabulary)
-    started = spoken = time.monotonic()
+    progress = Progress(logger, "Pseudo labels", len(missing))
     with StopSignals() as stop:
         for done, sample in enumerate(prefetch(dataset, missing), start=1):
             labels = labeller.label(sample)
@@ -108,13 +106,7 @@ def _label(labeller: _Labeller, dataset: SegmentationDataset, missing: Sequence[
                     f"Interrupted: {done} photos more are labelled in {folder}. Go on with --resume.",
                     128 + stop.requested,
                 )
-            if time.monotonic() - spoken > PROGRESS_SECONDS:
-                spoken = time.monotonic()
-                rate = done / (spoken - started)
-                left = (len(missing) - done) / rate
-                logger.info(
-                    "Pseudo labels: %d of %d photos, %.1f/s, %.0f s left", done, len(missing), rate, left
-                )
+            progress.at(done)
 
 
 def count(dataset: PseudoLabelled, seen: Sequence[bool]) -> dict[str, Any]:
@@ -129,7 +121,10 @@ def count(dataset: PseudoLabelled, seen: Sequence[bool]) -> dict[str, Any]:
     sums = torch.zeros(4, classes, dtype=torch.int64)
     void = 0
     flags = torch.tensor([*seen])
-    for index in range(distributed.rank(), len(dataset), distributed.world_size()):
+    mine = range(distributed.rank(), len(dataset), distributed.world_size())
+    progress = Progress(logger, "Pseudo labels: counted", len(mine))
+    for done, index in enumerate(mine, start=1):
+        progress.at(done)
         sample, truth = dataset.with_truth(index)
         assert sample.labels is not None
         labels, void = sample.labels, void + int((sample.labels == VOID).sum())
