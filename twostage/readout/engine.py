@@ -16,7 +16,7 @@ from torch import Tensor
 from twostage.readout import vit
 from twostage.readout.attention import Group, blocks_of, parse, written
 from twostage.readout.channels import Channels, suppressed
-from twostage.readout.knobs import Knobs
+from twostage.readout.knobs import ClassOverSelf, Knobs
 from twostage.readout.record import Record, Wanted, run_early
 from twostage.readout.terms import Scene, attend, needs
 from twostage.readout.tokens import repaired, smoothed
@@ -124,27 +124,31 @@ def read_last(
     """What the last block makes of the patches, (B, N, D), and of the class token, (B, 1, D) or None where
     keys are patches only; before the tower's last norm.
     """
-    likeness: dict[int, Tensor] = {}
-    entering = record.entering
-    patches = entering[:, 1:]
-    if knobs.repair != "none":
-        patches = repaired(patches, grid, knobs.repair, record)
+    seen = record if knobs.repair is None else repaired(record, grid, knobs.repair, _compared(knobs))
+    entering = seen.entering
     if knobs.smooth_before is not None:
-        patches = smoothed(patches, record, knobs.smooth_before, likeness)
-    if patches is not entering:
+        patches = smoothed(entering[:, 1:], seen, knobs.smooth_before)
         entering = torch.cat([entering[:, :1], patches], dim=1)
-    out = _last(tower, entering, knobs, knobs.groups, grid, record, given, likeness)
-    first, out = (out[:, :1], out[:, 1:]) if knobs.keys == "all" else (None, out)
-    if knobs.smooth_after is not None:
-        out = smoothed(out, record, knobs.smooth_after, likeness)
-    if knobs.levels is None:
+
+    def through(tokens: Tensor, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor | None]:
+        out = _last(tower, tokens, knobs, groups, grid, seen, given)
+        first, out = (out[:, :1], out[:, 1:]) if knobs.keys == "all" else (None, out)
+        if knobs.smooth_after is not None:
+            out = smoothed(out, record, knobs.smooth_after)
         return out, first
-    total = torch.stack([record.tokens[block] for block in range(*knobs.levels)]).sum(dim=0)
-    more = _last(tower, total, knobs, knobs.level_groups, grid, record, given, likeness)
-    more = more[:, 1:] if knobs.keys == "all" else more
-    if knobs.smooth_after is not None:
-        more = smoothed(more, record, knobs.smooth_after, likeness)
-    return out + more, first
+
+    out, first = through(entering, knobs.groups)
+    if knobs.levels is not None:
+        total = torch.stack([record.tokens[block] for block in range(*knobs.levels)]).sum(dim=0)
+        out = out + through(total, knobs.level_groups)[0]
+    return out, first
+
+
+def _compared(knobs: Knobs) -> set[int]:
+    """Blocks whose patches are compared on the way into the last attention."""
+    groups = (*knobs.groups, *(knobs.level_groups if knobs.levels else ()))
+    found = {blocks[0] for blocks in blocks_of(groups, "similarity")}
+    return found if knobs.smooth_before is None else found | {knobs.smooth_before.after}
 
 
 def _last(
@@ -155,7 +159,6 @@ def _last(
     grid: tuple[int, int],
     record: Record,
     given: Mapping[str, Tensor] | None,
-    likeness: dict[int, Tensor],
 ) -> Tensor:
     """(B, L, D) -> the tokens that take part (N patches, or all L) after the last block's attention and what
     else is on.
@@ -165,7 +168,7 @@ def _last(
     looking = tokens if with_class else tokens[:, 1:]
     letters = needs(groups)
     parts = dict(zip(letters, vit.project(block, looking, letters), strict=True))
-    scene = Scene(parts.get("q"), parts.get("k"), parts["v"], grid, with_class, record, given or {}, likeness)
+    scene = Scene(parts.get("q"), parts.get("k"), parts["v"], grid, with_class, record, given or {})
     mixed = attend(groups, scene, knobs.heads == "mean")
     out: Tensor = block.ls_1(vit.merge_heads(block, mixed))
     if knobs.class_token:
@@ -181,8 +184,7 @@ def _last(
 def wanted(knobs: Knobs, also: Wanted | None = None) -> Wanted:
     """What the early blocks have to leave behind for these knobs."""
     groups = (*knobs.groups, *(knobs.level_groups if knobs.levels else ()))
-    tokens = {one.after for one in (knobs.smooth_before, knobs.smooth_after) if one is not None}
-    tokens |= {blocks[0] for blocks in blocks_of(groups, "similarity")}
+    tokens = _compared(knobs) | (set() if knobs.smooth_after is None else {knobs.smooth_after.after})
     tokens |= set(range(*knobs.levels)) if knobs.levels else set()
     also = also or Wanted()
     return Wanted(
@@ -190,6 +192,7 @@ def wanted(knobs: Knobs, also: Wanted | None = None) -> Wanted:
         tuple(dict.fromkeys([*blocks_of(groups, "captured"), *also.maps])),
         tuple(dict.fromkeys([*blocks_of(groups, "captured_csa"), *also.self_maps])),
         knobs.heads == "mean" and not (also.maps or also.self_maps),
+        isinstance(knobs.repair, ClassOverSelf) or also.looks,
     )
 
 
