@@ -5,7 +5,7 @@ Shapes: B images, h x w grid, N = h * w, L = N + 1 tokens (row 0 is the class to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from twostage.errors import TwostageError
 from twostage.readout import vit
 from twostage.readout.attention import Group, blocks_of, parse, written
 from twostage.readout.channels import Channels, suppressed
@@ -51,7 +52,7 @@ class Tower:
         vit.require_vit(visual)
         self.visual = visual
         self.blocks: list[Any] = vit.blocks(visual)
-        self._suppressed: dict[tuple[int, ...], dict[int, Channels]] = {}
+        self._made: dict[Hashable, Any] = {}
 
     @property
     def cell_hw(self) -> tuple[int, int]:
@@ -59,11 +60,17 @@ class Tower:
         tall, wide = self.visual.patch_size
         return int(tall), int(wide)
 
-    def channels(self, which: tuple[int, ...]) -> dict[int, Channels]:
-        """The scaling that suppresses the loudest channel of these blocks."""
-        if which not in self._suppressed:
-            self._suppressed[which] = suppressed(self.blocks, which)
-        return self._suppressed[which]
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made when it is first asked for under this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def channels(self, which: tuple[int, ...], with_bias: bool = False) -> dict[int, Channels]:
+        """The scaling that suppresses the loudest channel of these blocks, by block."""
+        key = ("channels", which, with_bias)
+        found: dict[int, Channels] = self.once(key, lambda: suppressed(self.blocks, which, with_bias))
+        return found
 
     def native(self, pixels: Tensor, positions: Any = "bicubic") -> Tensor:
         """(B, 3, H, W) normalised -> (B, L, E), the tower as it was trained, all rows read out."""
@@ -74,10 +81,15 @@ class Tower:
 
 
 def fitted(knobs: Knobs, depth: int) -> Knobs:
-    """The same knobs for a tower of another depth: block numbers move in proportion, none reaches the last.
+    """The same knobs for a tower of another depth: block numbers move in proportion, none reaches the last;
+    suppressed are all blocks that lie where the named ones do.
 
     Presets count the twelve blocks of ViT-B; what the papers chose for deeper towers is not always known.
+
+    Raises:
+        TwostageError: a block is named that twelve blocks do not have before the last.
     """
+    _require_early(knobs)
     if depth == NATIVE_DEPTH:
         return knobs
     last = depth - 2
@@ -87,12 +99,28 @@ def fitted(knobs: Knobs, depth: int) -> Knobs:
     return replace(
         knobs,
         attention=_renumbered(knobs.attention, move),
-        suppress=tuple(dict.fromkeys(move.get(block, depth - 1) for block in knobs.suppress)),
+        suppress=tuple(
+            block for block in range(depth) if int((block + 0.5) * NATIVE_DEPTH / depth) in knobs.suppress
+        ),
         smooth_before=moved(knobs.smooth_before),
         smooth_after=moved(knobs.smooth_after),
         levels=levels,
         levels_attention=knobs.levels_attention and _renumbered(knobs.levels_attention, move),
     )
+
+
+def _require_early(knobs: Knobs) -> None:
+    """Refuse block numbers that a preset's twelve blocks do not have."""
+    asked = wanted(knobs)
+    early = {*asked.tokens, *(block for group in (*asked.maps, *asked.self_maps) for block in group)}
+    wrong = [block for block in sorted(early) if not 0 <= block < NATIVE_DEPTH - 1]
+    wrong += [block for block in knobs.suppress if not 0 <= block < NATIVE_DEPTH]
+    if wrong:
+        raise TwostageError(
+            f"Dense readout: block {wrong[0]} cannot be used. Blocks count as in ViT-B, whatever the tower's"
+            f" depth: 0 to {NATIVE_DEPTH - 2} leave something behind for the last one, and 0 to"
+            f" {NATIVE_DEPTH - 1} have channels to suppress."
+        )
 
 
 def read(
@@ -108,7 +136,9 @@ def read(
     or 1, L, L); also: what to keep of the early blocks beside what the knobs need.
     """
     tokens, grid = vit.embed(tower.visual, pixels, knobs.positions)
-    record = run_early(tower.blocks, tokens, wanted(knobs, also), tower.channels(knobs.suppress))
+    record = run_early(
+        tower.blocks, tokens, wanted(knobs, also), tower.channels(knobs.suppress, knobs.suppress_bias)
+    )
     patches, first = read_last(tower, record, grid, knobs, given)
     features = vit.readout(tower.visual, patches)
     return Reading(features, grid, record, None if first is None else vit.readout(tower.visual, first)[:, 0])
@@ -176,7 +206,7 @@ def _last(
     if knobs.residual:
         out = out + looking
     if knobs.ffn:
-        channels = tower.channels(knobs.suppress).get(len(tower.blocks) - 1)
+        channels = tower.channels(knobs.suppress, knobs.suppress_bias).get(len(tower.blocks) - 1)
         out = out + block.ls_2(vit.feed_forward(block, block.ln_2(out), channels))
     return out
 

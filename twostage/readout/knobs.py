@@ -56,12 +56,12 @@ class Knobs:
     their "mean" for all. keys: tokens look at "all", or at "patches" and not at the class token. residual,
     ffn: whether the last block adds its input, and runs its MLP. positions: how the position table is brought
     to the grid. suppress: blocks whose loudest MLP channel is scaled down to the others' mean, () for none
-    (GCLIP). repair: which patches entering the last block are outliers, to be replaced by the mean of their
-    neighbours, there and in what `smooth_before` and the term similarity compare; None: none. class_token:
-    share of the class token entering the last block that every patch gets in addition. smooth_before,
-    smooth_after: averaging of like patches at the last block's entrance and exit. levels: (first, end) blocks
-    whose outputs, not repaired, are summed, sent through the last attention too and added; levels_attention:
-    another attention for these, None for the same.
+    (GCLIP), suppress_bias: with its bias. repair: which patches entering the last block are outliers, to be
+    replaced by the mean of their neighbours, there and in what `smooth_before` and the term similarity
+    compare; None: none. class_token: share of the class token entering the last block that every patch gets
+    in addition. smooth_before, smooth_after: averaging of like patches at the last block's entrance and exit.
+    levels: (first, end) blocks whose outputs, not repaired, are summed, sent through the last attention too
+    and added; levels_attention: another attention for these, None for the same.
     """
 
     attention: str = "qk"
@@ -71,6 +71,7 @@ class Knobs:
     ffn: bool = True
     positions: PositionMode = "bicubic_scale"
     suppress: tuple[int, ...] = ()
+    suppress_bias: bool = False
     repair: LocalOutliers | ClassOverSelf | None = None
     class_token: float = 0.0
     smooth_before: Smoothing | None = None
