@@ -25,20 +25,27 @@ def test_distances_survive_a_large_common_part() -> None:
     torch.testing.assert_close(squared_distances(where)[0], expected, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize(("count", "k"), [(80, 30), (31, 30), (12, 30), (2, 30), (40, 3)])
+@pytest.mark.parametrize(("count", "k"), [(80, 30), (32, 30), (31, 15), (12, 5), (3, 1), (2, 1)])
 def test_local_outlier_factor(count: int, k: int) -> None:
+    """k: 30 where there are more than 30 others, else half of them."""
     batch = points(2, count, 8)
-    got = local_outlier_factor(batch, k)
+    got = local_outlier_factor(batch)
     for image, scores in zip(batch.double(), got, strict=True):
-        near = min(k, count - 1)
         order = []
         for i in range(count):
             others = [(float(((image[i] - image[j]) ** 2).sum()), j) for j in range(count) if j != i]
-            order.append(sorted(others)[:near])
+            order.append(sorted(others)[:k])
         for i in range(count):
             reach = order[i][-1][0]
-            expected = reach * sum(1 / order[j][-1][0] for _, j in order[i]) / near
+            expected = reach * sum(1 / order[j][-1][0] for _, j in order[i]) / k
             assert math.isclose(scores[i], expected, rel_tol=1e-4)
+
+
+def test_few_points_have_one_outlier() -> None:
+    """No tie at the top, which rounding would decide."""
+    for count in range(4, 32):
+        found = highest(local_outlier_factor(points(1, count, 6, seed=count)), 0.05)
+        assert found.sum() == (1 if count < 22 else 2), count
 
 
 def test_the_far_point_has_the_highest_factor() -> None:

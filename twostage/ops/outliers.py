@@ -30,7 +30,8 @@ def local_outlier_factor(points: Tensor, neighbours: int = 30) -> Tensor:
 
     d_k(i) * mean over the k nearest j of 1 / d_k(j), where d_k is the squared distance to the k-th nearest
     other point. This is SC-CLIP's variant of the local outlier factor (Breunig et al., 2000), whose reach
-    distance is the point's own. With fewer than k others, all of them are neighbours; a point alone gets 1.
+    distance is the point's own. Where that leaves no point out (k others or fewer), half of the others are
+    neighbours: with all of them, the two points furthest apart would always tie. A point alone gets 1.
 
     Raises:
         ValueError: no neighbour is asked for.
@@ -38,9 +39,9 @@ def local_outlier_factor(points: Tensor, neighbours: int = 30) -> Tensor:
     if neighbours < 1:
         raise ValueError(f"local_outlier_factor: expected at least one neighbour, got {neighbours}.")
     count = points.shape[1]
-    k = min(neighbours, count - 1)
-    if k == 0:
+    if count == 1:
         return torch.ones(points.shape[:2], device=points.device)
+    k = neighbours if count - 1 > neighbours else max(1, (count - 1) // 2)
     distances = squared_distances(points)
     distances.diagonal(dim1=1, dim2=2).fill_(torch.inf)
     near, index = distances.topk(k, dim=2, largest=False)
