@@ -9,6 +9,7 @@ import torch
 from scipy.spatial.distance import cdist
 from torch import Tensor
 
+from twostage.errors import TwostageError
 from twostage.ops.alike import cosines, filled, mean_of_alike
 from twostage.ops.outliers import class_over_self, highest, local_outlier_factor, squared_distances
 
@@ -69,7 +70,7 @@ def test_half_precision_is_compared_in_single() -> None:
 
 
 def test_no_neighbours_are_refused() -> None:
-    with pytest.raises(ValueError, match="at least one neighbour, got 0"):
+    with pytest.raises(TwostageError, match="at least one neighbour, got 0"):
         local_outlier_factor(torch.zeros(1, 4, 2), 0)
 
 

@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from twostage.errors import TwostageError
+
 _TINY = 1e-12
 """Keeps the inverse of a distance finite where tokens are equal."""
 
@@ -34,10 +36,12 @@ def local_outlier_factor(points: Tensor, neighbours: int = 30) -> Tensor:
     neighbours: with all of them, the two points furthest apart would always tie. A point alone gets 1.
 
     Raises:
-        ValueError: no neighbour is asked for.
+        TwostageError: no neighbour is asked for.
     """
     if neighbours < 1:
-        raise ValueError(f"local_outlier_factor: expected at least one neighbour, got {neighbours}.")
+        raise TwostageError(
+            f"Local outlier factor: expected at least one neighbour, got {neighbours}; SC-CLIP takes 30."
+        )
     count = points.shape[1]
     if count == 1:
         return torch.ones(points.shape[:2], device=points.device)
