@@ -23,8 +23,8 @@ from twostage.readout.record import Record
 @dataclass
 class Scene:
     """Everything a term may look at. q, k, v: (B, m, L, d), None where no term needs it; grid: (h, w);
-    with_class: whether row 0 is the class token; given: further logits or maps by name, broadcast to (B, m,
-    L, L); likeness: (B, N, N) cosines of patches by block, made once.
+    with_class: whether row 0 is the class token; record: of the early blocks, repaired where that is asked
+    for; given: further logits or maps by name, broadcast to (B, m, L, L).
     """
 
     q: Tensor | None
@@ -34,14 +34,6 @@ class Scene:
     with_class: bool
     record: Record
     given: Mapping[str, Tensor] = field(default_factory=dict)
-    likeness: dict[int, Tensor] = field(default_factory=dict)
-
-    def like(self, block: int) -> Tensor:
-        """(B, N, N) cosines of the patches leaving a block."""
-        if block not in self.likeness:
-            unit = F.normalize(self.record.tokens[block][:, 1:].float(), dim=-1)
-            self.likeness[block] = unit @ unit.transpose(1, 2)
-        return self.likeness[block]
 
 
 def needs(groups: tuple[Group, ...]) -> str:
@@ -144,7 +136,7 @@ def _similarity(term: Term, scene: Scene) -> Tensor:
     block, places below zero closed (SC-CLIP); cosines below `cut` count as 0 beforehand (SFP).
     """
     numbers = dict(zip(("block", "beta", "gamma", "cut"), term.arguments, strict=False))
-    likeness = scene.like(int(numbers["block"]))
+    likeness = scene.record.likeness(int(numbers["block"]))
     if "cut" in numbers:
         likeness = torch.where(likeness < numbers["cut"], 0.0, likeness)
     return closed_below(likeness, numbers.get("beta", 1.0), numbers.get("gamma", 3.0))[:, None]
