@@ -111,7 +111,7 @@ def test_affinity_and_its_clusters_by_hand(small: ClipModel) -> None:
 
 @pytest.mark.parametrize("size", [(40, 48), (8, 8), (8, 40)])
 def test_every_region_has_one_class(small: ClipModel, size: tuple[int, int]) -> None:
-    """One cluster of everything: the class that most pixels have is everywhere; the values are the pixel's."""
+    """One cluster of everything: the class that most pixels have is everywhere; values stay."""
     tower, batch = Tower(small.visual), pixels(1, size)
     alone = logits(METHOD, look(tower, batch, words(), radius=1e-9, least=2))[0]
     with torch.no_grad():

@@ -63,7 +63,7 @@ def slow_refined(model: ClipModel, one: Tensor, text: Tensor) -> tuple[Tensor, T
     visual: Any = model.visual
     tokens, grid = vit.embed(visual, one[None], "bilinear")
     maps = []
-    for index, block in enumerate(visual.transformer.resblocks):
+    for block in visual.transformer.resblocks:
         y = block.ln_1(tokens)
         _, weights = block.attn(y, y, y, average_attn_weights=True)
         maps.append(weights[0, 1:, 1:])
@@ -75,9 +75,7 @@ def slow_refined(model: ClipModel, one: Tensor, text: Tensor) -> tuple[Tensor, T
     features = F.normalize((visual.ln_post(x) @ visual.proj)[0, 1:], dim=1)
     probabilities = (100 * features @ text.T).softmax(dim=1)
     votes = sum((one > one.mean()).int() for one in maps)
-    affinity = maps[2] * (
-        votes >= 1
-    )  # of four blocks: blocks 8-10 of twelve are block 2, 4 of 12 votes are 1
+    affinity = maps[2] * (votes >= 1)  # of twelve blocks 8-10 and 4 votes: of four, block 2 and one
     spread_ = affinity @ probabilities
     refined = torch.zeros_like(spread_)
     for c in range(len(text)):
@@ -214,7 +212,7 @@ def test_counts_out_of_range(small: ClipModel, count: int) -> None:
 def test_settings_and_knobs_out_of_range(small: ClipModel) -> None:
     with pytest.raises(TwostageError, match=r"share should be from 0 to 1, got 1\.5"):
         tags(look(Tower(small.visual), pixels(1, (32, 32)), words(), share=1.5))
-    with pytest.raises(TwostageError, match="unknown empty_box 'stopp'.*stop"):
+    with pytest.raises(TwostageError, match=r"unknown empty_box 'stopp'.*stop"):
         presets.find("tagclip").with_settings({"empty_box": "stopp"})
     asked = look(Tower(small.visual), pixels(1, (32, 32)), words())
     with pytest.raises(TwostageError, match="attention has to stay 'identity', got 'qk'"):

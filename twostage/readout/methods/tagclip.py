@@ -100,18 +100,22 @@ def tags(look: Look, count: int | None = None, again: bool = True) -> Tensor:
     them.
 
     Raises:
-        TwostageError: count is not between 1 and the number of text rows, or a knob without effect was
-        turned.
+        TwostageError: count is not between 1 and the number of text rows, share is not in [0, 1], or a knob
+            without effect was turned.
     """
     rows = len(look.text)
     count = rows if count is None else count
     if not 1 <= count <= rows:
         raise TwostageError(
-            f"Preset tagclip: count should be from 1 to the {rows} text rows, got {count}; it is the number of "
-            "rows that are tags, and background words come after them."
+            f"Preset tagclip: count should be from 1 to the {rows} text rows, got {count}; it is the number "
+            "of rows that are tags, and background words come after them."
         )
-    found = spread(look)
-    return tag_scores(look, found, count, again)
+    if not 0 <= look.settings["share"] <= 1:
+        raise TwostageError(
+            f"Preset tagclip: share should be from 0 to 1, got {look.settings['share']}; it is the part of "
+            "the range of scores above which a class is looked at again."
+        )
+    return tag_scores(look, spread(look), count, again)
 
 
 def tag_scores(look: Look, found: Spread, count: int, again: bool) -> Tensor:
@@ -206,9 +210,9 @@ PRESETS = (
         choices={"empty_box": ("stop", "skip")},
         single_pass=False,
         note=(
-            "made for image tags (mAP 92.8 on VOC07); logits are logarithms of probabilities at sharpness 100, "
-            "whatever the text's scale; the maps of attention of every block are made; share and empty_box "
-            "belong to the tags' second look"
+            "made for image tags (mAP 92.8 on VOC07); logits are logarithms of probabilities at sharpness "
+            "100, whatever the text's scale; the maps of attention of every block are made; share and "
+            "empty_box belong to the tags' second look"
         ),
     ),
 )
