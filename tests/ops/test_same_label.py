@@ -77,7 +77,7 @@ def test_a_wall_damps_the_pairs_behind_it() -> None:
     assert ways.diagonal().all()
     assert ways[0].tolist() == [True, True, True, False, False], "near pairs: the first part of the way only"
     assert ways[4].tolist() == [False, False, True, True, True]
-    assert ways[2].tolist() == [False, False, True, False, False]
+    assert ways[2].tolist() == [False, True, True, True, False], "what lies at the end is not part of it"
 
 
 def test_an_even_image_is_only_smoothed() -> None:
