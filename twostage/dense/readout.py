@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from twostage.clip.model import ClipModel
 from twostage.clip.towers import POSITION_MODES, is_resnet
-from twostage.dense import _frame
+from twostage.dense import _frame, _post
 from twostage.errors import TwostageError
 from twostage.ops.windows import Stitcher, window_boxes
 from twostage.readout import look as looking
@@ -40,7 +40,7 @@ class ReadoutDense:
     """Class logits for every patch, from one pass over the whole image or the average of sliding windows."""
 
     @dataclass(frozen=True)
-    class Config:
+    class Config(_post.PostOptions):
         """What the tower is shown, and how its last block is read.
 
         preset: the published way to read it (`twostage dense list`). settings: numbers of that preset's own,
@@ -49,7 +49,9 @@ class ReadoutDense:
         whole patches, or "pad" with zeros after normalisation and cut the logits. window, stride: edge and
         step of sliding windows in pixels; 0: the whole image at once; stride 0: half a window. logit_factor:
         factor on the text bank's scale; dense cosines spread less than those of crops. chunk: images or
-        windows in one pass of the tower.
+        windows in one pass of the tower. post, post_iterations, post_dilations, post_grid: places that look
+        alike agree, by "pamr" or "propagate", on the stitched logits before synonyms are joined; the map is
+        then as fine as the resized image.
 
         The knobs of the preset that can be turned, empty or None for the preset's own: attention, where
         tokens look, written as in "0.5 * qq + 0.5 * [kk + gauss(5)]"; heads: "each" or "mean"; keys: "all" or
@@ -148,25 +150,30 @@ class ReadoutDense:
         for indices in by_size.values():
             for start in range(0, len(indices), self.config.chunk):
                 part = indices[start : start + self.config.chunk]
-                maps.update(
-                    zip(part, self._class_logits(torch.stack([frames[i] for i in part]), text), strict=True)
-                )
+                stack = torch.stack([frames[i] for i in part])
+                maps.update(zip(part, self._class_logits(stack, text), strict=True))
         return [maps[index] for index in range(len(frames))]
 
     def _class_logits(self, pixels: Tensor, text: TextBank) -> Tensor:
         """(B, 3, H, W) normalised -> (B, K, h, w) logits, a class with synonyms by its best."""
         padded, inside = _frame.pad_to_cells(pixels, self.cell_hw)
-        maps = _frame.class_maps(self.logits(padded, text), text.class_of, text.num_classes)
-        if padded.shape == pixels.shape:
-            return maps
-        return _frame.to_full_size(maps, (padded.shape[-2], padded.shape[-1]), inside)
+        rows, size = self.logits(padded, text), (padded.shape[-2], padded.shape[-1])
+        if self.config.post != "none":
+            full = (_frame.to_full_size(one[None], size, inside)[0] for one in rows)  # one at a time
+            pairs, scale = zip(pixels, full, strict=True), self._scale(text)
+            return torch.stack([_post.joined(self.config, *pair, text, scale) for pair in pairs])
+        maps = _frame.class_maps(rows, text.class_of, text.num_classes)
+        return maps if padded.shape == pixels.shape else _frame.to_full_size(maps, size, inside)
+
+    def _scale(self, text: TextBank) -> float:
+        return text.logit_scale * self.config.logit_factor
 
     @torch.no_grad()
     def logits(self, pixels: Tensor, text: TextBank) -> Tensor:
         """(B, 3, H, W) normalised, H and W multiples of a patch -> (B, T, h', w') float32 of the bank's
         rows.
         """
-        scale = text.logit_scale * self.config.logit_factor
+        scale = self._scale(text)
         pixels = pixels.to(self.clip.device, self.clip.dtype)
         if self._resnet:
             return self._of_resnet(pixels, text.features, scale)
@@ -179,6 +186,7 @@ class ReadoutDense:
             self.preset.settings,
             self.clip.mean,
             self.clip.std,
+            class_of=text.class_of,
         )
         return looking.logits(self.preset.method, look)
 
@@ -191,8 +199,7 @@ class ReadoutDense:
         return looking.on_grid(refined(scores, keys, self.preset.settings, scale), grid)
 
     def _windows(self, frame: Tensor, text: TextBank) -> Tensor:
-        """(3, H, W) normalised -> (K, H, W) logits: the mean over all windows that see a pixel, then the best
-        synonym."""
+        """(3, H, W) normalised -> (K, H, W) logits: the mean over all windows that see a pixel, joined."""
         config = self.config
         size = (frame.shape[1], frame.shape[2])
         stride = config.stride or max(1, config.window // 2)
@@ -206,8 +213,7 @@ class ReadoutDense:
             full = _frame.to_full_size(rows, (padded.shape[-2], padded.shape[-1]), inside)
             for box, values in zip(part, full, strict=True):
                 stitcher.add(box, values)
-        maps: Tensor = _frame.class_maps(stitcher.result()[None], text.class_of, text.num_classes)[0]
-        return maps
+        return _post.joined(config, frame, stitcher.result(), text, self._scale(text))
 
     def _check_input(self, images: Sequence[Tensor], text: TextBank) -> None:
         if text.dim != self.clip.dim:
@@ -237,3 +243,4 @@ def _check(config: ReadoutDense.Config) -> None:
         raise TwostageError(
             f"ReadoutDense: stride {config.stride} leaves gaps between windows of {config.window}."
         )
+    _post.check(config, config.logit_factor)

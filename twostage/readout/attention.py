@@ -13,13 +13,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 
 from twostage.errors import TwostageError
 from twostage.vocabulary import nearest
 
-LOGITS = ("qk", "qq", "kk", "vv", "gauss", "kk_centred", "qk_procrustes", "similarity", "feedback", "guest")
-"""Terms before the softmax: products of the last block, or a bias for every pair of tokens."""
+PRODUCTS = ("qk", "qq", "kk", "vv", "kk_centred", "qk_procrustes")
+"""Terms that are products of the last block's queries, keys and values."""
+LOGITS = (*PRODUCTS, "gauss", "similarity", "feedback", "guest")
+"""Terms before the softmax: products, or a bias for every pair of tokens."""
 MAPS = ("identity", "captured", "captured_csa", "given")
 """Terms that are a map already, and stand in a group of their own."""
 TERMS = (*LOGITS, *MAPS)
@@ -207,7 +210,7 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
 def written(groups: tuple[Group, ...], move: Mapping[int, int] | None = None) -> str:
     """An attention as text again; move: new block numbers by the old ones, for terms that name blocks."""
     return " + ".join(
-        f"{group.weight!r} * [" + " + ".join(_written(term, move) for term in group.terms) + "]"
+        f"{_plain(group.weight)} * [" + " + ".join(_written(term, move) for term in group.terms) + "]"
         for group in groups
     )
 
@@ -218,5 +221,10 @@ def _written(term: Term, move: Mapping[int, int] | None) -> str:
         blocks = list(dict.fromkeys(move[one] for one in blocks))
     others = [int(one) if one == int(one) else one for one in term.arguments[len(blocks_in(term)) :]]
     numbers = [*blocks, *others]
-    arguments = f"({', '.join(repr(one) for one in numbers)})" if numbers else ""
-    return f"{term.weight!r} * {term.name}{arguments}"
+    arguments = f"({', '.join(_plain(one) for one in numbers)})" if numbers else ""
+    return f"{_plain(term.weight)} * {term.name}{arguments}"
+
+
+def _plain(number: float) -> str:
+    """All digits of a number, without an exponent."""
+    return format(Decimal(repr(number)), "f")

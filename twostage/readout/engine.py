@@ -139,6 +139,19 @@ def read(
     record = run_early(
         tower.blocks, tokens, wanted(knobs, also), tower.channels(knobs.suppress, knobs.suppress_bias)
     )
+    return read_from(tower, record, grid, knobs, given)
+
+
+def read_from(
+    tower: Tower,
+    record: Record,
+    grid: tuple[int, int],
+    knobs: Knobs,
+    given: Mapping[str, Tensor] | None = None,
+) -> Reading:
+    """The last block and the readout alone, on what the early blocks left behind: all that these knobs need
+    of them.
+    """
     patches, first = read_last(tower, record, grid, knobs, given)
     features = vit.readout(tower.visual, patches)
     return Reading(features, grid, record, None if first is None else vit.readout(tower.visual, first)[:, 0])
