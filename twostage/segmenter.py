@@ -61,7 +61,7 @@ class Segmenter:
             if self.proposals is None and getattr(head, "wants_regions", False):
                 raise TwostageError(
                     f"{slot}.NAME: {type(head).__name__} as it is set up looks along the masks of "
-                    "stage one, and there is none: set PROPOSALS.NAME, or choose a preset that needs no regions."
+                    "stage one, and there is none: set PROPOSALS.NAME, or choose a preset without regions."
                 )
         if not self.test_time.plain:
             scoring(self.ensemble)
