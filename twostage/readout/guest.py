@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ def features(look: Look) -> Tensor:
         raise GuestError(
             f"The method needs a second vision model, and was given none: name a guest, {FORMS}."
         )
-    found = look.guest(look.rgb)
+    found: Any = look.guest(look.rgb)
     if not isinstance(found, Tensor) or found.ndim not in (4, 5) or len(found) != len(look.pixels):
         got = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
         count = len(look.pixels)
@@ -73,17 +74,16 @@ def features(look: Look) -> Tensor:
             f"Guest: expected features ({count}, C, h, w), or ({count}, heads, C, h, w), got {got}."
             " Give one map an image, channels before rows and columns."
         )
-    found = found.to(look.pixels.device).float()
-    return found if found.ndim == 5 else found[:, None]
+    maps: Tensor = found.to(look.pixels.device).float()
+    return maps if maps.ndim == 5 else maps[:, None]
 
 
 def resized(found: Tensor, grid: tuple[int, int]) -> Tensor:
     """(B, m, C, h, w) on another grid, bilinear."""
     if found.shape[-2:] == grid:
         return found
-    return F.interpolate(found.flatten(1, 2), grid, mode="bilinear", align_corners=False).unflatten(
-        1, found.shape[1:3]
-    )
+    flat = F.interpolate(found.flatten(1, 2), grid, mode="bilinear", align_corners=False)
+    return flat.reshape(*found.shape[:3], *grid)
 
 
 def rows(found: Tensor) -> Tensor:
@@ -111,7 +111,8 @@ class _ClipKeys:
         tokens, grid = vit.embed(visual, pixels.to(visual.conv1.weight.dtype))
         entering = run_early(self.tower.blocks, tokens, Wanted()).entering
         [keys] = vit.project(self.tower.blocks[-1], entering[:, 1:], "k")
-        return keys.transpose(2, 3).unflatten(3, grid)
+        maps: Tensor = keys.transpose(2, 3).unflatten(3, grid)
+        return maps
 
 
 def _own(name: str, module: str, function: str) -> Guest:

@@ -87,6 +87,22 @@ def _mixed(group: Group, scene: Scene, mean_heads: bool) -> Tensor:
     return found @ scene.v
 
 
+def whole_map(groups: tuple[Group, ...], scene: Scene, mean_heads: bool = False) -> Tensor:
+    """(B or 1, m or 1, L, L) float32: the map that `attend` mixes values with, all groups together."""
+    total: Tensor | None = None
+    for group in groups:
+        first = group.terms[0]
+        if first.name == "identity":
+            found = torch.eye(scene.v.shape[2], device=scene.v.device)[None, None]
+        else:
+            found = _map(first, scene) if first.name in MAPS else masked_softmax(_logits(group, scene))
+        found = group.weight * found.float()
+        found = found.mean(dim=1, keepdim=True) if mean_heads else found
+        total = found if total is None else total + found
+    assert total is not None
+    return total if total.ndim == 4 else total[(None,) * (4 - total.ndim)]
+
+
 def masked_softmax(logits: Tensor) -> Tensor:
     """Softmax over the last axis in float32; a row that may look nowhere (all -inf) looks at itself."""
     found = logits.float()

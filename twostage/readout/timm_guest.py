@@ -52,7 +52,8 @@ class TimmGuest:
             rgb = F.interpolate(rgb, goal, mode="bilinear", align_corners=False, antialias=True)
         tokens: Tensor = self.model.forward_features((rgb - self.mean) / self.std)
         patches = tokens[:, self.model.num_prefix_tokens :]
-        return patches.transpose(1, 2).unflatten(2, grid)
+        maps: Tensor = patches.transpose(1, 2).unflatten(2, grid)
+        return maps
 
 
 def _timm_model(name: str, pretrained: bool) -> Any:
