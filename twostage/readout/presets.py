@@ -8,12 +8,12 @@ own paper, so that they compare only roughly; none of them was measured here.
 from __future__ import annotations
 
 from twostage.errors import TwostageError
-from twostage.readout.methods import gclip, guests, maskclip, plain
+from twostage.readout.methods import corrclip, gclip, guests, maskclip, plain
 from twostage.readout.preset import Preset
 from twostage.vocabulary import nearest
 
 PRESETS: dict[str, Preset] = {
-    preset.name: preset for family in (plain, maskclip, gclip, guests) for preset in family.PRESETS
+    preset.name: preset for family in (plain, maskclip, gclip, guests, corrclip) for preset in family.PRESETS
 }
 """Every preset by name, in the order of `twostage dense list`."""
 
