@@ -96,7 +96,7 @@ def slow_merge(member: list[int], rows: Tensor, reach: float) -> list[int]:
 def slow_corrclip(
     small: ClipModel, image: Tensor, seen: Tensor, masks: Tensor, settings: Any
 ) -> tuple[Tensor, list[int], list[int]]:
-    """(T, 5, 7) of one image, its patches' masks, and their merged regions; seen: (C, 10, 14) of the guest."""
+    """(T, 5, 7) of one image, its patches' masks, and their merged regions; seen: (C, 10, 14) of guests."""
     visual: Any = small.visual
     blocks, last = visual.transformer.resblocks, visual.transformer.resblocks[-1]
     rows = F.interpolate(seen[None], GRID, mode="bilinear", align_corners=False)[0].flatten(1).T

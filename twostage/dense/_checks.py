@@ -85,8 +85,8 @@ def masks(proposals: Sequence[Proposals] | None, given: Sequence[Tensor], preset
     if proposals is None or len(proposals) != len(given):
         got = "none" if proposals is None else f"{len(proposals)} for {len(given)} images"
         raise TwostageError(
-            f"ReadoutDense: preset {preset.name} looks along the masks of stage one, a set an image, got {got}:"
-            " set PROPOSALS.NAME, or choose a preset without regions."
+            f"ReadoutDense: preset {preset.name} looks along stage one's masks, a set an image, got {got}: "
+            "set PROPOSALS.NAME, or choose a preset without regions."
         )
     for position, (image, own) in enumerate(zip(given, proposals, strict=True)):
         if own.size_hw != tuple(image.shape[1:]):

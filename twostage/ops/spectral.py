@@ -13,6 +13,9 @@ import torch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
+TIE = 1e-6
+"""What being out of order costs in a matching: more than rounding, less than any difference that counts."""
+
 
 def spectrum(rows: Tensor) -> tuple[Tensor, Tensor]:
     """(..., N, C) float32 X -> eigenvalues (..., r) and eigenvectors (..., N, r) of the graph X X^T / N,
@@ -46,11 +49,14 @@ def _first(values: Tensor, count: int) -> Tensor:
 def matched(cost: Tensor) -> Tensor:
     """(m, n) cost of pairs -> (m,) int64, everyone's partner in the cheapest assignment (Hungarian).
 
-    Where there are fewer partners than m, each may be given out ceil(m / n) times.
+    Where there are fewer partners than m, each may be given out ceil(m / n) times. Of assignments that cost
+    the same, as they do where all spectra of one side lie above the other's, the one nearest to the given
+    order is taken, so that rounding decides nothing.
     """
     many, partners = cost.shape
-    tiled = cost.repeat(1, math.ceil(many / partners))
-    _, chosen = linear_sum_assignment(tiled.double().cpu().numpy())
+    tiled = cost.repeat(1, math.ceil(many / partners)).double().cpu()
+    first, second = (torch.arange(size, dtype=torch.float64) for size in tiled.shape)
+    _, chosen = linear_sum_assignment(tiled + TIE * (first[:, None] - second) ** 2)
     return torch.as_tensor(chosen, device=cost.device) % partners
 
 

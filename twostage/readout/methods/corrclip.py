@@ -123,10 +123,11 @@ PRESETS = (
         single_pass=False,
         note=(
             "figures with masks of SAM 2, DINO ViT-B/8's queries and keys as guest, and without the vote of "
-            "each mask (48.7 instead of 46.8 on average with it: mask_vote 1, here on patches). Left open by "
-            "the public text, chosen here: a patch belongs to the smallest mask that covers half of it; masks merge by "
-            "cosine distance; earlier outputs are those of blocks 5 to 9; a region's class token looks at "
-            "patches only; norm 'main' leaves the other branches without ln_post, 'all' does not"
+            "each mask (48.7 instead of 46.8 on average with it: mask_vote 1, here on patches). Left open "
+            "by the public text, chosen here: a patch belongs to the smallest mask that covers half of it; "
+            "masks merge by cosine distance; earlier outputs are those of blocks 5 to 9; a region's "
+            "class token looks at patches only; norm 'main' leaves the other branches without ln_post, "
+            "'all' does not"
         ),
     ),
 )
