@@ -250,10 +250,13 @@ def test_cass_without_prior_and_guest_is_naclip_on_patches(small: ClipModel) -> 
     assert one_word.isfinite().all()
 
 
-@pytest.mark.parametrize("attention", ["identity", "0.3 * kk + captured(1)", "[guest]"])
-def test_cass_with_another_attention(small: ClipModel, attention: str) -> None:
+@pytest.mark.parametrize("heads", ["each", "mean"])
+@pytest.mark.parametrize(
+    "attention", ["identity", "0.3 * kk + captured(1)", "qq + 0.5 * [gauss(2)]", "[guest]"]
+)
+def test_cass_with_another_attention(small: ClipModel, attention: str, heads: str) -> None:
     """Without the guest's share, the map as a whole mixes values as its terms do one by one."""
-    asked = look(small, "cass", pixels(2), guest_of(6, 5, 7), attention=attention)
+    asked = look(small, "cass", pixels(2), guest_of(6, 5, 7), attention=attention, heads=heads)
     off = {"strength": 0.0, "class_mix": 0.0, "text_move": 0.0}
     asked = replace(asked, settings={**asked.settings, **off})
     if "guest" in attention:

@@ -56,7 +56,7 @@ def matched(cost: Tensor) -> Tensor:
     many, partners = cost.shape
     tiled = cost.repeat(1, math.ceil(many / partners)).double().cpu()
     first, second = (torch.arange(size, dtype=torch.float64) for size in tiled.shape)
-    _, chosen = linear_sum_assignment(tiled + TIE * (first[:, None] - second) ** 2)
+    _, chosen = linear_sum_assignment((tiled + TIE * (first[:, None] - second) ** 2).numpy())
     return torch.as_tensor(chosen, device=cost.device) % partners
 
 
