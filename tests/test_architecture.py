@@ -91,7 +91,7 @@ ONLY_DOOR = {
     "open_clip": ("clip/model.py",),
     "segment_anything": ("proposals/sam.py",),
     "detectron2": ("integrations/", "proposals/detectron2.py"),
-    "timm": ("maskformer/timm_backbone.py",),
+    "timm": ("maskformer/timm_backbone.py", "readout/timm_guest.py"),
     "skimage": ("proposals/selective_search.py", "proposals/contours.py"),
     "omegaconf": ("config/",),
     "yaml": ("config/",),

@@ -47,6 +47,24 @@ def to_pixels(image: Tensor, size_hw: tuple[int, int], mean: Sequence[float], st
     return pixels[0]
 
 
+def to_masks(masks: Tensor, size_hw: tuple[int, int], device: torch.device) -> Tensor:
+    """(N, H, W) bool or float masks of an image -> (N, *size_hw), resized as its pixels (float then)."""
+    masks = masks.to(device)
+    if tuple(masks.shape[1:]) == size_hw:
+        return masks
+    if len(masks) == 0:
+        return masks.new_zeros((0, *size_hw))
+    soft = F.interpolate(masks[None].float(), size_hw, mode="bilinear", align_corners=False, antialias=True)
+    return soft[0].clamp(0, 1)
+
+
+def pad_masks(masks: list[Tensor] | None, padded_hw: tuple[int, int], inside: Box) -> list[Tensor] | None:
+    """(N, H, W) masks of each image -> the same with nothing where `pad_to_cells` put zeros."""
+    top, left, bottom, right = inside
+    around = (left, padded_hw[1] - right, top, padded_hw[0] - bottom)
+    return masks if masks is None or not any(around) else [F.pad(one, around) for one in masks]
+
+
 def pad_to_cells(pixels: Tensor, cell_hw: tuple[int, int]) -> tuple[Tensor, Box]:
     """(B, 3, H, W) normalised -> the same with zeros around it, its size a multiple of the cell, and where it
     lies in it.

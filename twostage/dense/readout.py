@@ -16,22 +16,20 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twostage.clip.model import ClipModel
-from twostage.clip.towers import POSITION_MODES, is_resnet
-from twostage.dense import _frame, _post
-from twostage.errors import TwostageError
+from twostage.clip.towers import is_resnet
+from twostage.dense import _checks, _frame
 from twostage.ops.windows import Stitcher, window_boxes
+from twostage.readout import guest as guests
 from twostage.readout import look as looking
 from twostage.readout import presets, resnet
 from twostage.readout.engine import Tower, fitted
 from twostage.readout.look import Look
 from twostage.readout.preset import Preset
 from twostage.readout.refine import refined
-from twostage.types import DenseScores, TextBank
-from twostage.vocabulary import nearest
+from twostage.types import DenseScores, Proposals, TextBank
 
 logger = logging.getLogger(__name__)
 
-_CHOICES = {"fit": ("round", "pad"), "positions": ("", *POSITION_MODES)}
 KNOBS = ("attention", "heads", "keys", "residual", "ffn", "positions", "suppress", "class_token")
 """Knobs of a preset that options of the same name replace."""
 
@@ -40,7 +38,7 @@ class ReadoutDense:
     """Class logits for every patch, from one pass over the whole image or the average of sliding windows."""
 
     @dataclass(frozen=True)
-    class Config(_post.PostOptions):
+    class Config:
         """What the tower is shown, and how its last block is read.
 
         preset: the published way to read it (`twostage dense list`). settings: numbers of that preset's own,
@@ -49,15 +47,15 @@ class ReadoutDense:
         whole patches, or "pad" with zeros after normalisation and cut the logits. window, stride: edge and
         step of sliding windows in pixels; 0: the whole image at once; stride 0: half a window. logit_factor:
         factor on the text bank's scale; dense cosines spread less than those of crops. chunk: images or
-        windows in one pass of the tower. post, post_iterations, post_dilations, post_grid: places that look
-        alike agree, by "pamr" or "propagate", on the stitched logits before synonyms are joined; the map is
-        then as fine as the resized image.
+        windows in one pass of the tower.
 
         The knobs of the preset that can be turned, empty or None for the preset's own: attention, where
         tokens look, written as in "0.5 * qq + 0.5 * [kk + gauss(5)]"; heads: "each" or "mean"; keys: "all" or
         "patches"; residual, ffn: whether the last block adds its input and runs its MLP; positions: how the
         position table is brought to the grid; suppress: blocks whose loudest MLP channel is scaled down;
-        class_token: share of the class token added to every patch.
+        class_token: share of the class token added to every patch. guest: the second vision model of presets
+        that ask one, "clip", "timm:MODEL", "timm:MODEL@FILE" or "your.package:function" (see
+        `twostage.readout.guest`).
         """
 
         preset: str = "maskclip"
@@ -77,10 +75,11 @@ class ReadoutDense:
         positions: str = ""
         suppress: tuple[int, ...] | None = None
         class_token: float | None = None
+        guest: str = ""
 
         def __post_init__(self) -> None:
-            _check(self)
-            self.chosen()
+            _checks.options(self)
+            _checks.guest(self.guest, self.chosen())
 
         def chosen(self) -> Preset:
             """The preset with its settings and knobs changed as asked."""
@@ -99,6 +98,7 @@ class ReadoutDense:
         else:
             self.tower = Tower(clip.visual)
             self.knobs = fitted(self.preset.knobs, len(self.tower.blocks))
+            self.guest = guests.load(config.guest, self.tower, clip.mean, clip.std) if config.guest else None
             logger.info("Dense readout %s: attention %s", self.preset.name, self.knobs.attention)
 
     @classmethod
@@ -113,24 +113,39 @@ class ReadoutDense:
             return 32, 32
         return self.tower.cell_hw
 
+    @property
+    def wants_regions(self) -> bool:
+        """Whether `predict` has to be given the masks of stage one."""
+        return self.preset.regions
+
     @torch.no_grad()
-    def predict(self, images: Sequence[Tensor], text: TextBank) -> list[DenseScores]:
+    def predict(
+        self, images: Sequence[Tensor], text: TextBank, proposals: Sequence[Proposals] | None = None
+    ) -> list[DenseScores]:
         """images: RGB uint8 (3, H, W) of any sizes -> one (K, h, w) map of logits each, covering the whole
-        image.
+        image. proposals: one an image, masks of its size, for presets that look along them.
 
         The map is as coarse as the patches (fit "round", whole image), else as fine as the resized image.
         Logits are cosines times the bank's scale times `logit_factor`.
 
         Raises:
-            TwostageError: an image is not RGB uint8, or the text has another width than the image features.
+            TwostageError: an image is not RGB uint8, the text has another width than the image features, or
+                masks are missing or of another size.
         """
-        self._check_input(images, text)
+        _checks.text(text, self.clip.dim, self.clip.name)
+        _checks.images(images)
+        masks = _checks.masks(proposals, images, self.preset) if self.wants_regions else None
         text = text.to(self.clip.device)
         frames = [self._frame(image) for image in images]
+        if masks is not None:
+            masks = [
+                _frame.to_masks(m, (f.shape[1], f.shape[2]), f.device)
+                for m, f in zip(masks, frames, strict=True)
+            ]
         if self.config.window:
-            maps = [self._windows(frame, text) for frame in frames]
+            maps = [self._windows(f, text, None if masks is None else masks[i]) for i, f in enumerate(frames)]
         else:
-            maps = self._whole(frames, text)
+            maps = self._whole(frames, text, masks)
         return [DenseScores(m.to(image.device)) for m, image in zip(maps, images, strict=True)]
 
     def _frame(self, image: Tensor) -> Tensor:
@@ -141,7 +156,7 @@ class ReadoutDense:
         goal = _frame.target_size(size, short, self.config.long_edge, self.cell_hw, self.config.fit)
         return _frame.to_pixels(image.to(self.clip.device), goal, self.clip.mean, self.clip.std)
 
-    def _whole(self, frames: list[Tensor], text: TextBank) -> list[Tensor]:
+    def _whole(self, frames: list[Tensor], text: TextBank, masks: list[Tensor] | None) -> list[Tensor]:
         """One pass an image; images of one size share passes."""
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, frame in enumerate(frames):
@@ -150,30 +165,27 @@ class ReadoutDense:
         for indices in by_size.values():
             for start in range(0, len(indices), self.config.chunk):
                 part = indices[start : start + self.config.chunk]
-                stack = torch.stack([frames[i] for i in part])
-                maps.update(zip(part, self._class_logits(stack, text), strict=True))
+                seen = torch.stack([frames[i] for i in part])
+                own = None if masks is None else [masks[i] for i in part]
+                maps.update(zip(part, self._class_logits(seen, text, own), strict=True))
         return [maps[index] for index in range(len(frames))]
 
-    def _class_logits(self, pixels: Tensor, text: TextBank) -> Tensor:
+    def _class_logits(self, pixels: Tensor, text: TextBank, masks: list[Tensor] | None) -> Tensor:
         """(B, 3, H, W) normalised -> (B, K, h, w) logits, a class with synonyms by its best."""
         padded, inside = _frame.pad_to_cells(pixels, self.cell_hw)
-        rows, size = self.logits(padded, text), (padded.shape[-2], padded.shape[-1])
-        if self.config.post != "none":
-            full = (_frame.to_full_size(one[None], size, inside)[0] for one in rows)  # one at a time
-            pairs, scale = zip(pixels, full, strict=True), self._scale(text)
-            return torch.stack([_post.joined(self.config, *pair, text, scale) for pair in pairs])
-        maps = _frame.class_maps(rows, text.class_of, text.num_classes)
-        return maps if padded.shape == pixels.shape else _frame.to_full_size(maps, size, inside)
-
-    def _scale(self, text: TextBank) -> float:
-        return text.logit_scale * self.config.logit_factor
+        masks = _frame.pad_masks(masks, (padded.shape[-2], padded.shape[-1]), inside)
+        maps = _frame.class_maps(self.logits(padded, text, masks), text.class_of, text.num_classes)
+        if padded.shape == pixels.shape:
+            return maps
+        return _frame.to_full_size(maps, (padded.shape[-2], padded.shape[-1]), inside)
 
     @torch.no_grad()
-    def logits(self, pixels: Tensor, text: TextBank) -> Tensor:
-        """(B, 3, H, W) normalised, H and W multiples of a patch -> (B, T, h', w') float32 of the bank's
-        rows.
+    def logits(self, pixels: Tensor, text: TextBank, masks: list[Tensor] | None = None) -> Tensor:
+        """(B, 3, H, W) normalised, H and W multiples of a patch -> (B, T, h', w') float32 of the bank's rows.
+
+        masks: (N, H, W) of each image, where the preset looks along them.
         """
-        scale = self._scale(text)
+        scale = text.logit_scale * self.config.logit_factor
         pixels = pixels.to(self.clip.device, self.clip.dtype)
         if self._resnet:
             return self._of_resnet(pixels, text.features, scale)
@@ -186,7 +198,8 @@ class ReadoutDense:
             self.preset.settings,
             self.clip.mean,
             self.clip.std,
-            class_of=text.class_of,
+            self.guest,
+            masks,
         )
         return looking.logits(self.preset.method, look)
 
@@ -198,8 +211,9 @@ class ReadoutDense:
         keys = lambda: resnet.place_keys(visual, last)
         return looking.on_grid(refined(scores, keys, self.preset.settings, scale), grid)
 
-    def _windows(self, frame: Tensor, text: TextBank) -> Tensor:
-        """(3, H, W) normalised -> (K, H, W) logits: the mean over all windows that see a pixel, joined."""
+    def _windows(self, frame: Tensor, text: TextBank, masks: Tensor | None) -> Tensor:
+        """(3, H, W) normalised -> (K, H, W) logits: the mean over all windows that see a pixel, then the best
+        synonym."""
         config = self.config
         size = (frame.shape[1], frame.shape[2])
         stride = config.stride or max(1, config.window // 2)
@@ -209,38 +223,11 @@ class ReadoutDense:
             part = boxes[start : start + config.chunk]
             crops = torch.stack([frame[:, top:bottom, left:right] for top, left, bottom, right in part])
             padded, inside = _frame.pad_to_cells(crops, self.cell_hw)
-            rows = self.logits(padded, text)
+            cut = None if masks is None else [masks[:, t:b, left:r] for t, left, b, r in part]
+            cut = _frame.pad_masks(cut, (padded.shape[-2], padded.shape[-1]), inside)
+            rows = self.logits(padded, text, cut)
             full = _frame.to_full_size(rows, (padded.shape[-2], padded.shape[-1]), inside)
             for box, values in zip(part, full, strict=True):
                 stitcher.add(box, values)
-        return _post.joined(config, frame, stitcher.result(), text, self._scale(text))
-
-    def _check_input(self, images: Sequence[Tensor], text: TextBank) -> None:
-        if text.dim != self.clip.dim:
-            raise TwostageError(
-                f"ReadoutDense: expected text features {self.clip.dim} wide, got {text.dim}."
-                f" Make them with the text tower of {self.clip.name}, which reads the image."
-            )
-        for position, image in enumerate(images):
-            if image.ndim != 3 or image.shape[0] != 3 or image.dtype != torch.uint8:
-                raise TwostageError(
-                    f"ReadoutDense: image {position} should be RGB uint8 (3, H, W), got {tuple(image.shape)}"
-                    f" {image.dtype}; give it before any normalisation."
-                )
-
-
-def _check(config: ReadoutDense.Config) -> None:
-    for option, allowed in _CHOICES.items():
-        value = getattr(config, option)
-        if value not in allowed:
-            raise TwostageError(f"ReadoutDense: unknown {option} {value!r}.{nearest(str(value), allowed)}")
-    least = {"short_edge": 0, "long_edge": 1, "window": 0, "stride": 0, "chunk": 1}
-    for option, bound in least.items():
-        value = getattr(config, option)
-        if value is not None and value < bound:
-            raise TwostageError(f"ReadoutDense: {option} must be at least {bound}, got {value}.")
-    if config.window and config.stride > config.window:
-        raise TwostageError(
-            f"ReadoutDense: stride {config.stride} leaves gaps between windows of {config.window}."
-        )
-    _post.check(config, config.logit_factor)
+        maps: Tensor = _frame.class_maps(stitcher.result()[None], text.class_of, text.num_classes)[0]
+        return maps

@@ -18,7 +18,7 @@ from twostage.readout.knobs import Knobs
 from twostage.readout.record import Wanted
 
 Guest = Callable[[Tensor], Tensor]
-"""A second vision model: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) features."""
+"""A second vision model: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) features, or (B, heads, C, h, w)."""
 
 
 @dataclass(frozen=True)
