@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from twostage.clip.model import ClipModel
 from twostage.clip.towers import POSITION_MODES, is_resnet
 from twostage.dense import _frame
+from twostage.dense._whole import own_size_logits
 from twostage.errors import TwostageError
 from twostage.ops.windows import Stitcher, window_boxes
 from twostage.readout import look as looking
@@ -49,7 +50,8 @@ class ReadoutDense:
         whole patches, or "pad" with zeros after normalisation and cut the logits. window, stride: edge and
         step of sliding windows in pixels; 0: the whole image at once; stride 0: half a window. logit_factor:
         factor on the text bank's scale; dense cosines spread less than those of crops. chunk: images or
-        windows in one pass of the tower.
+        windows in one pass of the tower. image: also look at every image as a whole, in one more pass at the
+        tower's own size that no knob touches (DenseScores.image, for the ensemble's presence and prune).
 
         The knobs of the preset that can be turned, empty or None for the preset's own: attention, where
         tokens look, written as in "0.5 * qq + 0.5 * [kk + gauss(5)]"; heads: "each" or "mean"; keys: "all" or
@@ -67,6 +69,7 @@ class ReadoutDense:
         stride: int = 0
         logit_factor: float = 1.0
         chunk: int = 8
+        image: bool = False
         attention: str = ""
         heads: str = ""
         keys: str = ""
@@ -129,7 +132,13 @@ class ReadoutDense:
             maps = [self._windows(frame, text) for frame in frames]
         else:
             maps = self._whole(frames, text)
-        return [DenseScores(m.to(image.device)) for m, image in zip(maps, images, strict=True)]
+        if not self.config.image:
+            return [DenseScores(m.to(image.device)) for m, image in zip(maps, images, strict=True)]
+        wholes = own_size_logits(self.clip, images, text, self.config.chunk)
+        return [
+            DenseScores(m.to(image.device), image=(whole * self.config.logit_factor).to(image.device))
+            for m, whole, image in zip(maps, wholes, images, strict=True)
+        ]
 
     def _frame(self, image: Tensor) -> Tensor:
         """RGB uint8 (3, H, W) -> (3, H', W') normalised, at the size the tower is to see."""
