@@ -23,6 +23,7 @@ from twostage.readout.engine import Tower, fitted
 from twostage.readout.knobs import Knobs
 from twostage.readout.pooling import Pass, Reader, VitReader
 from twostage.readout.pooling_resnet import ResnetReader
+from twostage.readout.vit import DenseTowerError
 from twostage.types import Proposals, RegionScores, TextBank
 from twostage.vocabulary import nearest
 
@@ -34,7 +35,7 @@ class PooledClassifier:
 
     Raises:
         TwostageError: an option has no such value, or masks, images and text do not fit together.
-        DenseTowerError: the image tower has no readout of single places.
+        DenseTowerError: the image tower has no readout of single places, or not this one.
     """
 
     @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class PooledClassifier:
         self.clip = clip
         self._reader: Reader
         if is_resnet(clip.visual):
+            _require_resnet_options(config)
             self._reader = ResnetReader(clip.visual, config.positions, config.itself)
             self.cell_hw = (32, 32)
         else:
@@ -204,6 +206,17 @@ class PooledClassifier:
 
 def _unit(rows: Tensor) -> Tensor:
     return F.normalize(rows.float(), dim=-1)
+
+
+def _require_resnet_options(config: PooledClassifier.Config) -> None:
+    own = PooledClassifier.Config()
+    for option in ("attention", "residual", "ffn", "blocks"):
+        if getattr(config, option) != getattr(own, option):
+            raise DenseTowerError(
+                f"PooledClassifier: {option} {getattr(config, option)!r} changes the blocks of a "
+                "VisionTransformer, and a ModifiedResNet has none; leave it out, or choose a ViT "
+                "(CLIP.MODEL ViT-B-16-quickgelu)."
+            )
 
 
 def _check_options(config: PooledClassifier.Config) -> None:
