@@ -110,7 +110,7 @@ def _one(
         elif name == ORACLE_MASKS:
             truth = true_masks(sample.labels, segmenter.size.resize(sample.image).shape[-2:])
             crops_only = replace(segmenter, dense=None)  # the dense map of this photo is known already
-            known = crops_only.gather([sample.image], words, [truth])[0]
+            known = replace(crops_only.gather([sample.image], words, [truth])[0], dense=evidence.dense)
             shown[name] = ensemble.merge(known, words.vocabulary)
         elif name not in shown:
             shown[name] = ensemble.merge(evidence, words.vocabulary)
