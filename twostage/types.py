@@ -221,6 +221,31 @@ class DenseScores:
 
 
 @dataclass(frozen=True)
+class WordScores(DenseScores):
+    """The same with what every word got, before a class takes its best.
+
+    logits: (K, h, w) float32, the largest over a class's rows; rows: (T, h, w) float32, a map for each row of
+    the text bank (the same tensor as logits where every class has one row, in order); class_of: (T,) int64,
+    the class of each row.
+    """
+
+    rows: Tensor
+    class_of: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.rows.ndim == 3 and self.rows.shape[1:] == self.logits.shape[1:],
+            f"WordScores.rows: expected (T, {self.logits.shape[1]}, {self.logits.shape[2]}), "
+            f"got {tuple(self.rows.shape)}",
+        )
+        _require(
+            self.class_of.shape == self.rows.shape[:1],
+            f"WordScores.class_of: expected ({len(self.rows)},), got {tuple(self.class_of.shape)}",
+        )
+
+
+@dataclass(frozen=True)
 class PixelScores(DenseScores):
     """A trained network's class logits on a grid of cells that begins at the top left corner of the image.
 

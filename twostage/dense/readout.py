@@ -19,6 +19,7 @@ from twostage.clip.model import ClipModel
 from twostage.clip.towers import POSITION_MODES, is_resnet
 from twostage.dense import _frame
 from twostage.errors import TwostageError
+from twostage.ops.fusion import class_maps
 from twostage.ops.windows import Stitcher, window_boxes
 from twostage.readout import look as looking
 from twostage.readout import presets, resnet
@@ -26,12 +27,12 @@ from twostage.readout.engine import Tower, fitted
 from twostage.readout.look import Look
 from twostage.readout.preset import Preset
 from twostage.readout.refine import refined
-from twostage.types import DenseScores, TextBank
+from twostage.types import TextBank, WordScores
 from twostage.vocabulary import nearest
 
 logger = logging.getLogger(__name__)
 
-_CHOICES = {"fit": ("round", "pad"), "positions": ("", *POSITION_MODES)}
+_CHOICES = {"fit": ("round", "pad", "floor"), "positions": ("", *POSITION_MODES)}
 KNOBS = ("attention", "heads", "keys", "residual", "ffn", "positions", "suppress", "class_token")
 """Knobs of a preset that options of the same name replace."""
 
@@ -45,11 +46,12 @@ class ReadoutDense:
 
         preset: the published way to read it (`twostage dense list`). settings: numbers of that preset's own,
         by name. short_edge: pixels of the image's short side before the tower; None: twice the tower's own
-        size; 0: as it is. long_edge: pixels that the long side may have at most. fit: "round" the size to
-        whole patches, or "pad" with zeros after normalisation and cut the logits. window, stride: edge and
-        step of sliding windows in pixels; 0: the whole image at once; stride 0: half a window. logit_factor:
-        factor on the text bank's scale; dense cosines spread less than those of crops. chunk: images or
-        windows in one pass of the tower.
+        size; 0: as it is. long_edge: pixels that the long side may have at most. antialias: resize smoothly,
+        or (False) as OpenCV's INTER_LINEAR, which the public evaluations use. fit: "round" the size to whole
+        patches, "pad" with zeros after normalisation and cut the logits, or "floor": leave out what is less
+        than a patch. window, stride: edge and step of sliding windows in pixels; 0: the whole image at once;
+        stride 0: half a window. scale: factor on cosines, None for the text bank's; logit_factor: a further
+        one; dense cosines spread less than those of crops. chunk: images or windows in one pass of the tower.
 
         The knobs of the preset that can be turned, empty or None for the preset's own: attention, where
         tokens look, written as in "0.5 * qq + 0.5 * [kk + gauss(5)]"; heads: "each" or "mean"; keys: "all" or
@@ -62,9 +64,11 @@ class ReadoutDense:
         settings: Mapping[str, Any] = field(default_factory=dict)
         short_edge: int | None = None
         long_edge: int = 2048
+        antialias: bool = True
         fit: _frame.Fit = "round"
         window: int = 0
         stride: int = 0
+        scale: float | None = None
         logit_factor: float = 1.0
         chunk: int = 8
         attention: str = ""
@@ -112,24 +116,29 @@ class ReadoutDense:
         return self.tower.cell_hw
 
     @torch.no_grad()
-    def predict(self, images: Sequence[Tensor], text: TextBank) -> list[DenseScores]:
-        """images: RGB uint8 (3, H, W) of any sizes -> one (K, h, w) map of logits each, covering the whole
-        image.
+    def predict(self, images: Sequence[Tensor], text: TextBank) -> list[WordScores]:
+        """images: RGB uint8 (3, H, W) of any sizes -> maps of logits each, (K, h, w) of classes and (T, h, w)
+        of the bank's rows, covering the whole image.
 
-        The map is as coarse as the patches (fit "round", whole image), else as fine as the resized image.
-        Logits are cosines times the bank's scale times `logit_factor`.
+        They are as coarse as the patches where one grid of them covers the image, else as fine as the
+        resized image.
+        Logits are cosines times the scale times `logit_factor`.
 
         Raises:
             TwostageError: an image is not RGB uint8, or the text has another width than the image features.
         """
         self._check_input(images, text)
         text = text.to(self.clip.device)
-        frames = [self._frame(image) for image in images]
+        maps = self.rows([self._frame(image) for image in images], text)
+        return [_scores(rows.to(image.device), text) for rows, image in zip(maps, images, strict=True)]
+
+    def rows(self, frames: list[Tensor], text: TextBank) -> list[Tensor]:
+        """frames: (3, H, W) normalised, at the size the tower is to see -> (T, h, w) logits of the bank's
+        rows each, of patches or at the frame's own size.
+        """
         if self.config.window:
-            maps = [self._windows(frame, text) for frame in frames]
-        else:
-            maps = self._whole(frames, text)
-        return [DenseScores(m.to(image.device)) for m, image in zip(maps, images, strict=True)]
+            return [self._windows(frame, text) for frame in frames]
+        return self._whole(frames, text)
 
     def _frame(self, image: Tensor) -> Tensor:
         """RGB uint8 (3, H, W) -> (3, H', W') normalised, at the size the tower is to see."""
@@ -137,7 +146,8 @@ class ReadoutDense:
         short = 2 * min(self.clip.image_size) if short is None else short
         size = (image.shape[1], image.shape[2])
         goal = _frame.target_size(size, short, self.config.long_edge, self.cell_hw, self.config.fit)
-        return _frame.to_pixels(image.to(self.clip.device), goal, self.clip.mean, self.clip.std)
+        own = image.to(self.clip.device)
+        return _frame.to_pixels(own, goal, self.clip.mean, self.clip.std, self.config.antialias)
 
     def _whole(self, frames: list[Tensor], text: TextBank) -> list[Tensor]:
         """One pass an image; images of one size share passes."""
@@ -148,25 +158,22 @@ class ReadoutDense:
         for indices in by_size.values():
             for start in range(0, len(indices), self.config.chunk):
                 part = indices[start : start + self.config.chunk]
-                maps.update(
-                    zip(part, self._class_logits(torch.stack([frames[i] for i in part]), text), strict=True)
-                )
+                maps.update(zip(part, self._rows(torch.stack([frames[i] for i in part]), text), strict=True))
         return [maps[index] for index in range(len(frames))]
 
-    def _class_logits(self, pixels: Tensor, text: TextBank) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, K, h, w) logits, a class with synonyms by its best."""
-        padded, inside = _frame.pad_to_cells(pixels, self.cell_hw)
-        maps = _frame.class_maps(self.logits(padded, text), text.class_of, text.num_classes)
-        if padded.shape == pixels.shape:
-            return maps
-        return _frame.to_full_size(maps, (padded.shape[-2], padded.shape[-1]), inside)
+    def _rows(self, pixels: Tensor, text: TextBank) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, T, h, w) logits, of the patches where their grid covers it all."""
+        read, size, inside = _frame.onto_cells(pixels, self.cell_hw, self.config.fit)
+        maps = self.logits(read, text)
+        return maps if inside == (0, 0, *size) else _frame.to_full_size(maps, size, inside)
 
     @torch.no_grad()
     def logits(self, pixels: Tensor, text: TextBank) -> Tensor:
         """(B, 3, H, W) normalised, H and W multiples of a patch -> (B, T, h', w') float32 of the bank's
         rows.
         """
-        scale = text.logit_scale * self.config.logit_factor
+        scale = text.logit_scale if self.config.scale is None else self.config.scale
+        scale = scale * self.config.logit_factor
         pixels = pixels.to(self.clip.device, self.clip.dtype)
         if self._resnet:
             return self._of_resnet(pixels, text.features, scale)
@@ -191,8 +198,9 @@ class ReadoutDense:
         return looking.on_grid(refined(scores, keys, self.preset.settings, scale), grid)
 
     def _windows(self, frame: Tensor, text: TextBank) -> Tensor:
-        """(3, H, W) normalised -> (K, H, W) logits: the mean over all windows that see a pixel, then the best
-        synonym."""
+        """(3, H, W) normalised -> (T, H, W) logits: the mean over all windows that see a pixel, each brought
+        to its pixels first (bilinear).
+        """
         config = self.config
         size = (frame.shape[1], frame.shape[2])
         stride = config.stride or max(1, config.window // 2)
@@ -201,13 +209,11 @@ class ReadoutDense:
         for start in range(0, len(boxes), config.chunk):
             part = boxes[start : start + config.chunk]
             crops = torch.stack([frame[:, top:bottom, left:right] for top, left, bottom, right in part])
-            padded, inside = _frame.pad_to_cells(crops, self.cell_hw)
-            rows = self.logits(padded, text)
-            full = _frame.to_full_size(rows, (padded.shape[-2], padded.shape[-1]), inside)
-            for box, values in zip(part, full, strict=True):
+            read, full, inside = _frame.onto_cells(crops, self.cell_hw, config.fit)
+            maps = _frame.to_full_size(self.logits(read, text), full, inside)
+            for box, values in zip(part, maps, strict=True):
                 stitcher.add(box, values)
-        maps: Tensor = _frame.class_maps(stitcher.result()[None], text.class_of, text.num_classes)[0]
-        return maps
+        return stitcher.result()
 
     def _check_input(self, images: Sequence[Tensor], text: TextBank) -> None:
         if text.dim != self.clip.dim:
@@ -223,6 +229,12 @@ class ReadoutDense:
                 )
 
 
+def _scores(rows: Tensor, text: TextBank) -> WordScores:
+    """(T, h, w) maps of the bank's rows, and of the classes."""
+    class_of = text.class_of.to(rows.device)
+    return WordScores(class_maps(rows[None], class_of, text.num_classes)[0], rows, class_of)
+
+
 def _check(config: ReadoutDense.Config) -> None:
     for option, allowed in _CHOICES.items():
         value = getattr(config, option)
@@ -233,6 +245,8 @@ def _check(config: ReadoutDense.Config) -> None:
         value = getattr(config, option)
         if value is not None and value < bound:
             raise TwostageError(f"ReadoutDense: {option} must be at least {bound}, got {value}.")
+    if config.scale is not None and not config.scale > 0:
+        raise TwostageError(f"ReadoutDense: scale must be above 0, got {config.scale}.")
     if config.window and config.stride > config.window:
         raise TwostageError(
             f"ReadoutDense: stride {config.stride} leaves gaps between windows of {config.window}."

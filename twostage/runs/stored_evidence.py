@@ -21,7 +21,7 @@ from torch import Tensor
 
 from twostage.data.atomic import replacing
 from twostage.errors import TwostageError
-from twostage.types import DenseScores, Evidence, Proposals, RegionScores
+from twostage.types import DenseScores, Evidence, Proposals, RegionScores, WordScores
 
 TOLERANCE = 1 / 256
 """Largest difference of a mask's probability on its way through the store."""
@@ -35,7 +35,7 @@ class StoreError(TwostageError):
 
 
 def write_evidence(path: str | Path, evidence: Evidence) -> None:
-    """Masks, their scores, the class logits of both stages and of the dense map. Atomic.
+    """Masks, their scores, the class logits of both stages and of the dense map, with its words. Atomic.
 
     Raises:
         StoreError: a per-pixel network has spoken; its maps are as large as what they save.
@@ -58,6 +58,10 @@ def write_evidence(path: str | Path, evidence: Evidence) -> None:
                 content[f"{name}_no_object"] = found.no_object.cpu().float().numpy()
     if evidence.dense is not None:
         content["dense"] = evidence.dense.logits.cpu().float().numpy()
+    if isinstance(evidence.dense, WordScores):
+        content["dense_class_of"] = evidence.dense.class_of.cpu().numpy()
+        if not torch.equal(evidence.dense.rows, evidence.dense.logits):
+            content["dense_rows"] = evidence.dense.rows.cpu().float().numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content)
     with replacing(path) as stream:
@@ -74,7 +78,6 @@ def read_evidence(path: str | Path) -> Evidence:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             content = dict(stored)
         height, width = content["size_hw"].tolist()
-        dense = content.get("dense")
         proposals = None
         stage_one, regions = (_region_scores(content, name) for name in ("stage_one", "regions"))
         if "scores" in content:
@@ -84,13 +87,7 @@ def read_evidence(path: str | Path) -> Evidence:
         raise StoreError(
             f"{path}: stored evidence is damaged ({error}). Remove the file; it is made anew."
         ) from error
-    return Evidence(
-        (height, width),
-        proposals,
-        stage_one,
-        regions,
-        None if dense is None else DenseScores(torch.from_numpy(dense)),
-    )
+    return Evidence((height, width), proposals, stage_one, regions, _dense_scores(content))
 
 
 def to_device(evidence: Evidence, device: torch.device) -> Evidence:
@@ -100,9 +97,23 @@ def to_device(evidence: Evidence, device: torch.device) -> Evidence:
         part = getattr(evidence, name)
         found[name] = None if part is None else part.to(device)
     dense = evidence.dense
-    return Evidence(
-        evidence.size_hw, **found, dense=None if dense is None else DenseScores(dense.logits.to(device))
-    )
+    if isinstance(dense, WordScores):
+        rows = dense.rows.to(device)
+        logits = rows if dense.rows is dense.logits else dense.logits.to(device)
+        dense = WordScores(logits, rows, dense.class_of.to(device))
+    elif dense is not None:
+        dense = DenseScores(dense.logits.to(device))
+    return Evidence(evidence.size_hw, **found, dense=dense)
+
+
+def _dense_scores(content: dict[str, Any]) -> DenseScores | None:
+    if "dense" not in content:
+        return None
+    logits = torch.from_numpy(content["dense"])
+    if "dense_class_of" not in content:
+        return DenseScores(logits)
+    rows = torch.from_numpy(content["dense_rows"]) if "dense_rows" in content else logits
+    return WordScores(logits, rows, torch.from_numpy(content["dense_class_of"]))
 
 
 def _region_scores(content: dict[str, Any], name: str) -> RegionScores | None:
