@@ -1,4 +1,4 @@
-"""The whole evaluation of SCLIP as recorded: windows, stitching, words, thresholds; and how photos are fitted."""
+"""SCLIP's evaluation as recorded: windows, stitching, words, thresholds; and how photos are fitted."""
 
 from __future__ import annotations
 

@@ -95,8 +95,8 @@ class PerWordEnsemble:
         found = next(named, None) if vocabulary.background is None else vocabulary.background
         if found is None:
             raise TwostageError(
-                f"PerWordEnsemble: probability {self.config.probability:g} and area {self.config.area:g} need "
-                f"a class that is everything else, and none of the {len(vocabulary)} classes is called "
+                f"PerWordEnsemble: probability {self.config.probability:g} and area {self.config.area:g} "
+                f"need a class that is everything else, and none of the {len(vocabulary)} classes is called "
                 f"{NAME!r}: add one, or set both to 0."
             )
         return found
