@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import functools
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from twostage import registry
 from twostage.config import Config, ConfigError, load_config
-from twostage.data import catalog
+from twostage.data import catalog, vocabularies
+from twostage.data.benchmarks import BENCHMARKS as BENCHMARK_ROWS
+from twostage.data.image_io import write_label_png
 from twostage.dense.readout import ReadoutDense
 from twostage.ensembles.per_word import PerWordEnsemble
 from twostage.evaluation import expected
+from twostage.evaluation.provenance import dense_facts
 from twostage.protocol import DATA_SETS, TOLERANCE, published, settled
 from twostage.readout import presets, protocols
 from twostage.readout.preset import BENCHMARKS
 from twostage.runs.ablation_table import read_table
+from twostage.runs.evaluation import evaluate
 
 CONFIGS = Path(__file__).resolve().parents[1] / "configs"
 FILES = {
@@ -201,3 +208,47 @@ def test_tables_have_a_row_a_preset_with_its_figure(benchmark: str) -> None:
         assert row.config.dense.options["preset"] == row.name
         assert len(row.config.datasets.test) == 1
     assert {"vanilla", "sclip", "clearclip", "naclip", "gclip"} <= {row.name for row in table.rows}
+
+
+def test_a_whole_evaluation_records_words_and_reading(tmp_path: Path) -> None:
+    """Two photos in VOC's layout, the miniature CLIP: what was filled in is used, and told in the results."""
+    for stem, seed in (("a", 1), ("b", 2)):
+        draw = np.random.default_rng(seed)
+        labels = np.kron(draw.integers(0, 21, (3, 4)), np.ones((10, 10), int))
+        folder = BENCHMARK_ROWS["voc21_val"].image_folder(tmp_path)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(draw.integers(0, 255, (30, 40, 3), dtype=np.uint8)).save(folder / f"{stem}.jpg")
+        write_label_png(BENCHMARK_ROWS["voc21_val"].label_folder(tmp_path) / f"{stem}.png", labels)
+    words = ["CLIP.MODEL=twostage-mini-vit", "CLIP.PRETRAINED=", "CLIP.TEMPLATES=single", "CLIP.CACHE_DIR="]
+    words += [f"DATASETS.ROOT={tmp_path}", f"OUTPUT_DIR={tmp_path / 'out'}", "MODEL.DEVICE=cpu"]
+    config = load_config(CONFIGS / "dense" / "voc21.yaml", [*words, "DENSE.OPTIONS.SHORT_EDGE=64"])
+    outcomes = evaluate(config)
+    assert outcomes["voc21_val"].images == 2
+    stored = json.loads((tmp_path / "out" / "inference" / "results.json").read_text(encoding="utf-8"))
+    origin = stored["provenance"]
+    vocabulary = vocabularies.load("voc21").vocabulary
+    assert origin["vocabulary"]["digest"] == vocabulary.digest
+    assert origin["vocabulary"]["digest"] != vocabularies.load("voc21_plain").vocabulary.digest
+    assert origin["dense"]["preset"] == "sclip"
+    assert origin["dense"]["knobs"]["attention"] == "qq + kk"
+    assert origin["dense"]["digest"] == presets.find("sclip").facts()["digest"]
+    assert "as OpenCV, rounded to grey levels (dense head)" in origin["resize_backend"]
+    assert origin["config"]["dense"]["options"]["scale"] == 65.0
+    assert origin["config"]["dense"]["options"]["short_edge"] == 64
+    assert origin["config"]["ensemble"]["options"] == {"probability": 0.1, "area": 0.1}
+    assert stored["expected"] == []
+
+
+def test_a_digest_follows_knobs_and_settings() -> None:
+    own = dense_facts("readout", {"preset": "maskclip"})
+    assert own["component"] == "readout"
+    assert own["digest"] == dense_facts("readout", {"preset": "maskclip", "window": 224})["digest"]
+    others = [
+        {"preset": "sclip"},
+        {"preset": "maskclip", "ffn": False},
+        {"preset": "maskclip", "settings": {"key_smooth": 1.0}},
+        {"preset": "maskclip", "suppress": [3]},
+    ]
+    assert len({own["digest"], *(dense_facts("readout", other)["digest"] for other in others)}) == 5
+    assert dense_facts("whole_image", {}) == {"component": "whole_image"}
+    assert dense_facts("", {}) == {}

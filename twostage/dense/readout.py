@@ -90,6 +90,11 @@ class ReadoutDense:
             changed = {name: getattr(self, name) for name in KNOBS if getattr(self, name) not in ("", None)}
             return replace(found, knobs=replace(found.knobs, **changed))
 
+        def facts(self) -> dict[str, Any]:
+            """For results files: how the tower is read, and what resizes the photo."""
+            smooth = "antialiased" if self.antialias else "as OpenCV, rounded to grey levels"
+            return {**self.chosen().facts(), "resize": f"torch bilinear, {smooth}"}
+
     def __init__(self, config: Config, clip: ClipModel) -> None:
         """Raises: DenseTowerError: the image tower has no dense readout, or not this one."""
         self.config = config

@@ -109,6 +109,8 @@ def _report(
     )
     config = builder.config
     verdicts = _verdicts(config, {dataset.name: outcome})
+    dense = provenance.dense_facts(config.dense.name, config.dense.options)
+    resized = f", {dense['resize']} (dense head)" if "resize" in dense else ""
     path = report.write_results(
         out / "results.json",
         rows,
@@ -117,8 +119,9 @@ def _report(
             dataset=dataset.name,
             device=builder.device,
             clip=_clip_facts(builder),
+            dense=dense,
             templates=builder.texts.wording,
-            resize_backend="Pillow bilinear on uint8 (photos), torch bicubic (crops)",
+            resize_backend=f"Pillow bilinear on uint8 (photos), torch bicubic (crops){resized}",
             seeds={"run": config.seed},
             config=dataclasses.asdict(config),
         ),
