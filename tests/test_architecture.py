@@ -47,6 +47,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     ),
     "composition": (
         "networks",
+        "protocol",
         "builder",
         "build",
         "checkpoints",

@@ -18,13 +18,14 @@ from twostage.clip.model import ClipModel
 from twostage.data import catalog
 from twostage.evaluation import runner
 from twostage.maskformer.network import MaskFormer
+from twostage.ops.fusion import class_maps
 from twostage.runs import ablation, stored_evidence
 from twostage.runs.ablation import Options, measure
 from twostage.runs.ablation_results import evidence_digest
 from twostage.runs.ablation_table import Table, read_table
 from twostage.runs.remembering import META, remembering
-from twostage.runs.stored_evidence import TOLERANCE, StoreError, read_evidence, write_evidence
-from twostage.types import DenseScores, Evidence, Proposals, RegionScores
+from twostage.runs.stored_evidence import TOLERANCE, StoreError, read_evidence, to_device, write_evidence
+from twostage.types import DenseScores, Evidence, Proposals, RegionScores, WordScores
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -274,3 +275,15 @@ def test_stores_know_their_rows(tmp_path: Path) -> None:
     other = read_table(table.path, ["CLIP.TEMPLATES=vild"])
     assert evidence_digest(other.rows[0].config) != evidence_digest(table.rows[0].config)
     assert runner is ablation.runner
+
+
+@pytest.mark.parametrize("class_of", [[0, 1, 1, 2], [0, 1, 2, 3]])
+def test_the_words_of_a_dense_map_come_back(tmp_path: Path, class_of: list[int]) -> None:
+    rows, index = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor(class_of)
+    maps = class_maps(rows[None], index, max(class_of) + 1)[0]
+    back = returned(tmp_path, Evidence((9, 8), dense=WordScores(maps, rows, index)))
+    for dense in (back.dense, to_device(back, torch.device("cpu")).dense):
+        assert isinstance(dense, WordScores)
+        assert torch.equal(dense.logits, maps)
+        assert torch.equal(dense.rows, rows)
+        assert dense.class_of.tolist() == class_of

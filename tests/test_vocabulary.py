@@ -130,3 +130,14 @@ def test_nearest() -> None:
     assert nearest("geometrik", ["geometric", "other"]) == " Did you mean 'geometric'?"
     assert nearest("xyz", ["b", "a"]) == " Allowed: a, b."
     assert nearest("?", [f"{number:03}" for number in range(31)]).endswith("029, ....")
+
+
+def test_the_class_that_is_everything_else() -> None:
+    words = Vocabulary((("sky", "sea"), ("cat",), ("dog",)), background=0)
+    assert words.shown == ("background", "cat", "dog")
+    assert words.digest == Vocabulary(words.names).digest, "CLIP is shown the same"
+    assert words.subset([2, 0]).background == 1
+    assert words.subset([2, 1]).background is None
+    assert words.with_seen(["cat"]).background == 0
+    with pytest.raises(VocabularyError, match="expected the position of one of 3 classes, got 3"):
+        Vocabulary(words.names, background=3)

@@ -23,6 +23,7 @@ from twostage.networks import Trained, fresh, shipped
 from twostage.ops.crf import DenseCrf
 from twostage.perpixel.config import PerPixelConfig
 from twostage.perpixel.network import PerPixelNetwork
+from twostage.protocol import settled
 from twostage.segmenter import Segmenter, Words
 from twostage.test_time import TestTime
 from twostage.types import TextBank
@@ -46,7 +47,7 @@ class Builder:
 
     def __init__(self, config: Config, trained: Trained[MaskFormer] | None = None) -> None:
         """trained: stage one's network where it is at hand already, in place of MODEL.WEIGHTS."""
-        self.config = config
+        self.config = config = settled(config)
         self.device = pick_device(config.model.device)
         self.texts = Texts(config.clip, lambda: self.clip, lambda: self.weights, self.device)
         if trained is not None:

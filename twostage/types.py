@@ -250,6 +250,46 @@ class DenseScores:
 
 
 @dataclass(frozen=True)
+class WordScores(DenseScores):
+    """The same with what every word got, before a class takes its best.
+
+    logits: (K, h, w) float32, the largest over a class's rows; rows: (T, h, w) float32, a map for each row of
+    the text bank (the same tensor as logits where every class has one row, in order); class_of: (T,) int64,
+    the class of each row.
+    """
+
+    rows: Tensor
+    class_of: Tensor
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(
+            self.rows.ndim == 3 and self.rows.shape[1:] == self.logits.shape[1:],
+            f"WordScores.rows: expected (T, {self.logits.shape[1]}, {self.logits.shape[2]}), "
+            f"got {tuple(self.rows.shape)}",
+        )
+        _require(
+            self.class_of.shape == self.rows.shape[:1],
+            f"WordScores.class_of: expected ({len(self.rows)},), got {tuple(self.class_of.shape)}",
+        )
+
+    def of_classes(self, positions: Tensor) -> Self:
+        """The same map of these classes alone, with their words; positions: (M,) int64 in the vocabulary."""
+        kept = super().of_classes(positions)
+        own = torch.isin(self.class_of, positions)
+        number = torch.full((len(self.logits),), -1, dtype=torch.int64, device=positions.device)
+        number[positions] = torch.arange(len(positions), device=positions.device)
+        rows = kept.logits if self.rows is self.logits else self.rows[own]
+        return replace(kept, rows=rows, class_of=number[self.class_of[own]])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same scores on another device."""
+        moved = super().to(device)
+        rows = moved.logits if self.rows is self.logits else self.rows.to(device)
+        return replace(moved, rows=rows, class_of=self.class_of.to(device))
+
+
+@dataclass(frozen=True)
 class PixelScores(DenseScores):
     """A trained network's class logits on a grid of cells that begins at the top left corner of the image.
 

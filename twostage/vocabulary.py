@@ -31,12 +31,14 @@ class Vocabulary:
 
     names: K tuples of synonyms; seen: K flags, or None when nothing is known (every class then follows the
     unseen rule of the ensemble); label_ids: the K integers that stand for the classes in label files, default
-    0..K-1.
+    0..K-1; background: position of the class that is everything else, shown as "background" whatever its
+    names are, or None.
     """
 
     names: tuple[tuple[str, ...], ...]
     seen: tuple[bool, ...] | None = None
     label_ids: tuple[int, ...] = ()
+    background: int | None = None
 
     def __post_init__(self) -> None:
         if not self.names:
@@ -62,6 +64,10 @@ class Vocabulary:
             object.__setattr__(self, "label_ids", tuple(range(len(cleaned))))
         if len(self.label_ids) != len(cleaned) or len(set(self.label_ids)) != len(cleaned):
             raise VocabularyError(f"Expected {len(cleaned)} different label ids, got {self.label_ids}.")
+        if self.background is not None and not 0 <= self.background < len(cleaned):
+            raise VocabularyError(
+                f"background: expected the position of one of {len(cleaned)} classes, got {self.background}."
+            )
 
     def __len__(self) -> int:
         return len(self.names)
@@ -88,8 +94,11 @@ class Vocabulary:
 
     @property
     def shown(self) -> tuple[str, ...]:
-        """The first name of each class."""
-        return tuple(synonyms[0] for synonyms in self.names)
+        """The first name of each class; "background" for the one that is everything else."""
+        return tuple(
+            "background" if place == self.background else synonyms[0]
+            for place, synonyms in enumerate(self.names)
+        )
 
     @property
     def every_name(self) -> tuple[str, ...]:
@@ -117,7 +126,8 @@ class Vocabulary:
         """The classes at these positions, in this order."""
         seen = None if self.seen is None else tuple(self.seen[p] for p in positions)
         ids = tuple(self.label_ids[p] for p in positions)
-        return Vocabulary(tuple(self.names[p] for p in positions), seen, ids)
+        rest = list(positions).index(self.background) if self.background in positions else None
+        return Vocabulary(tuple(self.names[p] for p in positions), seen, ids, rest)
 
     def seen_only(self) -> Vocabulary:
         """The seen classes alone; all of them when no flags are known."""

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from twostage.data import catalog, presence, vocabularies
-from twostage.data.benchmarks import BENCHMARKS, SEEN_ONLY
+from twostage.data.benchmarks import BENCHMARKS, DERIVED, SEEN_ONLY
 from twostage.data.errors import DatasetError, LabelError
 from twostage.data.image_io import write_label_png
 from twostage.data.loader import training_vocabulary
@@ -42,14 +42,70 @@ def put(root: Path, name: str, stem: str, labels: list[list[int]], sub: str = ""
 
 
 def test_the_table() -> None:
-    assert sorted(BENCHMARKS) == sorted(f"{name}_{split}" for name in COUNTS for split in ("train", "val"))
+    splits = [f"{name}_{split}" for name in COUNTS for split in ("train", "val")]
+    assert sorted(BENCHMARKS) == sorted([*splits, "voc21_val"])
     for name, row in BENCHMARKS.items():
         family, split = name.rsplit("_", 1)
         assert row.class_list == family
-        assert row.photos == COUNTS[family][split == "val"]
+        assert row.photos == COUNTS[family.removesuffix("21")][split == "val"]
         assert row.void == (65535 if len(row.classes.vocabulary) > 255 else 255)
         assert name in catalog.names()
     assert len({row.labels for row in BENCHMARKS.values()}) == len(BENCHMARKS)
+
+
+READ: dict[str, tuple[list[int], list[int]]] = {
+    # data set: stored values (-1 is void), and what they are read as
+    "voc21_val": ([0, 1, 20, -1], [0, 1, 20, -1]),
+    "voc21_plain_val": ([0, 1, 20, -1], [0, 1, 20, -1]),
+    "voc20_val": ([0, 14, 19, -1], [0, 14, 19, -1]),
+    "voc20_plain_val": ([0, 14, 19, -1], [0, 14, 19, -1]),
+    "pascal_context_60_val": ([0, 58, -1, 7], [1, 59, 0, 8]),
+    "coco_object_val": ([0, 79, 80, 170, -1, 62], [1, 80, 0, 0, 0, 63]),
+    "coco_object_plain_val": ([0, 79, 80, 170, -1, 62], [1, 80, 0, 0, 0, 63]),
+}
+
+
+def test_derived_readings_are_tested_here() -> None:
+    assert set(READ) == {*DERIVED, "voc21_val"}
+    for name, row in DERIVED.items():
+        assert row.name == name
+        assert f"{row.class_list}_val" == name
+        assert row.labels in {other.labels for other in BENCHMARKS.values()}
+        assert name in catalog.names()
+
+
+@pytest.mark.parametrize("name", sorted(READ))
+def test_labels_stored_once_are_read_another_way(name: str, tmp_path: Path) -> None:
+    stored, read = READ[name]
+    own = {**BENCHMARKS, **DERIVED}[name]
+    source = next(one for one, row in BENCHMARKS.items() if row.labels == own.labels)
+    put(tmp_path, source, "a", [stored])
+    dataset = catalog.get(name, tmp_path)
+    assert dataset.name == name
+    labels = dataset[0].labels
+    assert labels is not None
+    assert labels.tolist() == [read]
+    assert len(dataset.vocabulary) == {"voc2": 21 if "21" in name else 20, "pasc": 60, "coco": 81}[name[:4]]
+    as_stored = catalog.get(source, tmp_path)[0].labels
+    assert as_stored is not None
+    assert as_stored.tolist() == [stored], "the original reading is what it was"
+
+
+def test_a_derived_reading_is_not_trained_on(tmp_path: Path) -> None:
+    put(tmp_path, "coco_stuff_val", "a", [[0, 90]])
+    dataset = catalog.get("coco_object_val", tmp_path)
+    assert isinstance(dataset, PreparedDataset)
+    assert dataset.subsets == {}
+    with pytest.raises(DatasetError, match=r"coco_object_val is for evaluation only: .*labels_171/val2017"):
+        dataset.classes_present()
+
+
+def test_a_strange_value_is_no_background_where_all_values_are_known(tmp_path: Path) -> None:
+    put(tmp_path, "voc21_val", "a", [[21]])
+    with pytest.raises(LabelError, match=r"a\.png: values 21 \(1 pixels\)"):
+        catalog.get("voc21_plain_val", tmp_path)[0]
+    with pytest.raises(DatasetError, match=r"prepare_voc\.py --classes 21 --root .* --split val"):
+        catalog.get("voc21_val", tmp_path / "nowhere")
 
 
 def test_coco_subsets_are_the_unseen_classes() -> None:

@@ -39,6 +39,18 @@ def test_names_synonyms_flags_and_ids(tmp_path: Path) -> None:
     assert classes.ignore == (0, 255)
 
 
+def test_one_class_may_be_everything_else(tmp_path: Path) -> None:
+    entries = [{"id": 3, "name": "cat"}, {"id": 0, "name": ["sky", "sea"], "background": True}]
+    vocabulary = read_class_list(written(tmp_path, {"classes": entries})).vocabulary
+    assert (vocabulary.background, vocabulary.shown) == (1, ("cat", "background"))
+    assert vocabulary.names == (("cat",), ("sky", "sea"))
+    both = [{**entry, "background": True} for entry in entries]
+    with pytest.raises(DatasetError, match='2 classes are "background": one at most'):
+        read_class_list(written(tmp_path, {"classes": both}))
+    with pytest.raises(DatasetError, match="\"background\" of class 'cat' has to be true or false, got 1"):
+        read_class_list(written(tmp_path, one(background=1)))
+
+
 @pytest.mark.parametrize(("given", "expected"), [(0, (0,)), (None, ()), ([7, 0, 7], (0, 7))])
 def test_ignore_takes_a_number_a_list_or_null(tmp_path: Path, given: Any, expected: tuple[int, ...]) -> None:
     assert read_class_list(written(tmp_path, {**one(), "ignore": given})).ignore == expected

@@ -28,8 +28,72 @@ UNSEEN_COCO = {
 }  # fmt: skip
 
 
+# name: classes, names in all, stored values of the classes, ignored values; of the dense evaluations
+DENSE = {
+    "voc21": (21, 26 + 18 + 7 + 5, range(21), (255,)),
+    "voc21_plain": (21, 21, range(21), (255,)),
+    "voc20": (20, 18 + 7 + 5, range(20), (255,)),
+    "voc20_plain": (20, 20, range(20), (255,)),
+    "pascal_context_60": (60, 60, [255, *range(59)], ()),
+    "coco_object": (81, 25 + 78 + 8 + 5, [255, *range(80)], ()),
+    "coco_object_plain": (81, 81, [255, *range(80)], ()),
+}
+BACKGROUND = (
+    *("sky", "wall", "tree", "wood", "grass", "road", "sea", "river", "mountain", "sands", "desk", "bed"),
+    *("building", "cloud", "lamp", "door", "window", "wardrobe", "ceiling", "shelf", "curtain", "stair"),
+    *("floor", "hill", "rail", "fence"),
+)
+CLOTHES = tuple(f"person in {one}" for one in ("shirt", "jeans", "dress", "sweater", "skirt", "jacket"))
+SCREENS = ("television monitor", "tv monitor", "monitor", "television", "screen")
+
+
 def test_every_list_is_checked_here() -> None:
-    assert vocabularies.names() == sorted(LISTS)
+    assert vocabularies.names() == sorted([*LISTS, *DENSE])
+
+
+@pytest.mark.parametrize("name", sorted(DENSE))
+def test_lists_of_the_dense_evaluations(name: str) -> None:
+    count, names, ids, ignored = DENSE[name]
+    found = vocabularies.load(name)
+    assert (len(found.vocabulary), len(found.vocabulary.every_name)) == (count, names)
+    assert found.vocabulary.label_ids == tuple(ids)
+    assert found.ignore == ignored
+    assert found.vocabulary.seen is None
+    assert found.vocabulary.background == (None if name.startswith("voc20") else 0)
+    assert found.vocabulary.shown[0] == ("aeroplane" if name.startswith("voc20") else "background")
+
+
+def test_background_words_and_synonyms() -> None:
+    voc, coco = (vocabularies.load(name).vocabulary.names for name in ("voc21", "coco_object"))
+    assert len(BACKGROUND) == 26
+    assert voc[0] == BACKGROUND
+    assert coco[0] == tuple(word for word in BACKGROUND if word != "bed"), "a bed is an object there"
+    assert vocabularies.load("voc20").vocabulary.names == voc[1:]
+    assert voc[15] == ("person", *CLOTHES)
+    assert coco[1] == ("person", *CLOTHES, "body")
+    assert (voc[4], voc[11], voc[20]) == (("ship",), ("table",), SCREENS)
+    assert (coco[9], coco[61], coco[63]) == (("ship",), ("table",), SCREENS)
+
+
+@pytest.mark.parametrize(
+    ("name", "own", "first"),
+    [
+        ("voc21", "voc", 1),
+        ("voc20", "voc", 0),
+        ("voc21_plain", "voc", 1),
+        ("voc20_plain", "voc", 0),
+        ("pascal_context_60", "pascal_context_59", 1),
+        ("coco_object", "coco_stuff", 1),
+        ("coco_object_plain", "coco_stuff", 1),
+    ],
+)
+def test_all_other_words_are_the_data_sets_own(name: str, own: str, first: int) -> None:
+    words, expected = vocabularies.load(name).vocabulary.shown[first:], vocabularies.load(own).vocabulary
+    other = {"ship": "boat", "table": "dining table", SCREENS[0]: "tv"}
+    if own == "voc":
+        other = {"ship": "boat", "table": "diningtable", SCREENS[0]: "tvmonitor"}
+    back = words if name.endswith("_plain") or "context" in name else [other.get(w, w) for w in words]
+    assert list(back) == list(expected.shown[: len(words)])
 
 
 @pytest.mark.parametrize("name", sorted(LISTS))
@@ -109,7 +173,7 @@ def test_pascal_59_are_the_459_of_the_same_name() -> None:
 
 @pytest.mark.parametrize("name", sorted(PUBLISHED))
 def test_every_class_has_one_published_value(name: str) -> None:
-    labels, (count, void, _) = PUBLISHED[name], LISTS[name]
+    labels, (count, void) = PUBLISHED[name], (21, 255) if name == "voc21" else LISTS[name][:2]
     assert len(labels.values) == len(set(labels.values)) == count
     assert not set(labels.values) & set(labels.ignored)
     assert tuple(sorted(labels.values)) == labels.values

@@ -32,6 +32,12 @@ class TestConfig:
         "Figures to be met, each as [data set, system, metric, percent, tolerance]; checked at the end of an "
         "evaluation of all photos",
     )
+    protocol: str = option(
+        "",
+        "A standard evaluation of dense CLIP: VOC21, Context60, COCO-Object, VOC20, Context59, COCO-Stuff, "
+        "Cityscapes or ADE20K. Sizes, windows, scale, thresholds and the data set are as published for "
+        "DENSE.OPTIONS.PRESET where nothing else is said, and its published figure is expected, +- 1.5",
+    )
     overlays: int = option(10, "Photos of each set drawn with their labels", least=0)
     maps_gib: float = option(
         2.0,

@@ -7,7 +7,7 @@ there are the split.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from twostage.data import vocabularies
@@ -31,7 +31,8 @@ class Benchmark:
     class_list: a name in twostage.data.vocabularies; images, labels: folders below the root; photos: label
     maps in the complete split; image_suffix: photo "a" + image_suffix, in any sub-folder of `images`, has the
     label map "a.png"; test_short, test_long: shorter and longest longer edge in the paper's evaluation,
-    pixels; subsets: named groups of classes that reports show beside seen and unseen.
+    pixels; rest: whether pixels of no class of the list, void ones too, are its background; subsets: named
+    groups of classes that reports show beside seen and unseen.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Benchmark:
     image_suffix: str = ".jpg"
     test_short: int = 512
     test_long: int = 2048
+    rest: bool = False
     subsets: tuple[tuple[str, tuple[int, ...]], ...] = ()
 
     @property
@@ -53,7 +55,7 @@ class Benchmark:
     @property
     def void(self) -> int:
         """The value of pixels without a class in the label maps; above 255 they have 16 bits."""
-        return self.classes.ignore[0]
+        return (*self.classes.ignore, 255)[0]
 
     def image_folder(self, root: str | Path) -> Path:
         """Where the photos lie."""
@@ -152,6 +154,12 @@ def _voc(name: str, split: str, photos: int) -> Benchmark:
     return Benchmark(name, "voc", "VOC2012/JPEGImages", f"VOC2012/labels_20/{split}", photos, _VOC)
 
 
+_VOC_21 = Benchmark(
+    "voc21_val", "voc21", "VOC2012/JPEGImages", "VOC2012/labels_21/val", 1_449,
+    Source("http://host.robots.ox.ac.uk/pascal/VOC/voc2012/", "prepare_voc.py --classes 21"),
+)  # fmt: skip
+
+
 BENCHMARKS: dict[str, Benchmark] = {
     row.name: row
     for row in (
@@ -159,6 +167,7 @@ BENCHMARKS: dict[str, Benchmark] = {
         _coco("coco_stuff_val", "val2017", 5_000),
         _voc("voc_train", "train_aug", 10_582),
         _voc("voc_val", "val", 1_449),
+        _VOC_21,
         _context(59, "train", 4_998),
         _context(59, "val", 5_105),
         _context(459, "train", 4_998),
@@ -171,7 +180,27 @@ BENCHMARKS: dict[str, Benchmark] = {
         _cityscapes("val", 500),
     )
 }
-"""Every benchmark split by its catalog name."""
+"""Every benchmark split that is prepared, by its catalog name."""
+
+
+def _derived(name: str, class_list: str, source: str, rest: bool = False) -> Benchmark:
+    return replace(BENCHMARKS[source], name=name, class_list=class_list, rest=rest, subsets=())
+
+
+DERIVED: dict[str, Benchmark] = {
+    row.name: row
+    for row in (
+        _derived("voc21_plain_val", "voc21_plain", "voc21_val"),
+        _derived("voc20_val", "voc20", "voc_val"),
+        _derived("voc20_plain_val", "voc20_plain", "voc_val"),
+        _derived("pascal_context_60_val", "pascal_context_60", "pascal_context_59_val", rest=True),
+        _derived("coco_object_val", "coco_object", "coco_stuff_val", rest=True),
+        _derived("coco_object_plain_val", "coco_object_plain", "coco_stuff_val", rest=True),
+    )
+}
+"""Other readings of label maps that are prepared already, for evaluation: other words, or fewer classes and
+all else as background. The ids of their class lists are values of those maps.
+"""
 
 SEEN_ONLY = "_seen"
 """Behind the name of a training split with flags: its photos that show at least one seen class.

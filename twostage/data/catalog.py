@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from pathlib import Path
 
-from twostage.data.benchmarks import BENCHMARKS, VARIANTS
+from twostage.data.benchmarks import BENCHMARKS, DERIVED, VARIANTS
 from twostage.data.errors import DatasetError
 from twostage.data.sample import SegmentationDataset
 from twostage.vocabulary import nearest
@@ -20,7 +20,7 @@ _BUILT_IN: dict[str, tuple[str, dict[str, str]]] = {
     "shapes_val": ("twostage.data.shapes.dataset:build", {"split": "val"}),
     "shapes_test": ("twostage.data.shapes.dataset:build", {"split": "test"}),
 }
-_BENCHMARKS = (*BENCHMARKS, *VARIANTS)
+_BENCHMARKS = (*BENCHMARKS, *DERIVED, *VARIANTS)
 _registered: dict[str, Factory] = {}
 
 

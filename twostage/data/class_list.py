@@ -17,6 +17,8 @@ from twostage.vocabulary import Vocabulary, nearest
 
 FILE_NAME = "classes.json"
 EXAMPLE = '{"ignore": 0, "classes": [{"id": 1, "name": "person"}, {"id": 2, "name": ["couch", "sofa"]}]}'
+KEYS = ("id", "name", "seen", "background")
+"""What an entry of the list may have."""
 _UNDECLARED = -2
 
 
@@ -65,8 +67,8 @@ def read_class_list(path: str | Path) -> ClassList:
     """Read and check classes.json.
 
     "ignore" is a number, a list of numbers, or null (nothing is ignored); without the key it is 255. A class
-    has "id", "name" (a word, "couch|sofa", or a list of synonyms) and "seen" (true where absent, as long as
-    any class has it).
+    has "id", "name" (a word, "couch|sofa", or a list of synonyms), "seen" (true where absent, as long as any
+    class has it) and "background" (true for one class at most: that is everything else).
 
     Raises:
         DatasetError: missing, not JSON (with the line), empty, or with ids or names that repeat.
@@ -87,7 +89,7 @@ def read_class_list(path: str | Path) -> ClassList:
     )
     ignore = _ignore(path, content.get("ignore", 255))
     _refuse_repeats(path, names, ids, ignore)
-    return ClassList(Vocabulary(names, _seen(path, entries), ids), ignore)
+    return ClassList(Vocabulary(names, _seen(path, entries), ids, _background(path, entries)), ignore)
 
 
 def _load(path: Path) -> Any:
@@ -108,8 +110,8 @@ def _names(path: Path, place: int, entry: Any) -> tuple[str, ...]:
     if not isinstance(entry, dict) or "id" not in entry or "name" not in entry:
         raise DatasetError(f'{where}: expected an object with "id" and "name", got {json.dumps(entry)[:80]}.')
     for key in entry:
-        if key not in {"id", "name", "seen"}:
-            raise DatasetError(f"{where}: unknown key {key!r}.{nearest(key, ['id', 'name', 'seen'])}")
+        if key not in KEYS:
+            raise DatasetError(f"{where}: unknown key {key!r}.{nearest(key, KEYS)}")
     given = entry["name"]
     words = given.split("|") if isinstance(given, str) else given
     if not isinstance(words, list) or not words or not all(isinstance(w, str) and w.strip() for w in words):
@@ -138,6 +140,18 @@ def _seen(path: Path, entries: list[dict[str, Any]]) -> tuple[bool, ...] | None:
                 f'{path}: "seen" of class {entry["name"]!r} has to be true or false, got {flag!r}.'
             )
     return tuple(flags) if any("seen" in entry for entry in entries) else None
+
+
+def _background(path: Path, entries: list[dict[str, Any]]) -> int | None:
+    flags = [entry.get("background", False) for entry in entries]
+    for entry, flag in zip(entries, flags, strict=True):
+        if not isinstance(flag, bool):
+            raise DatasetError(
+                f'{path}: "background" of class {entry["name"]!r} has to be true or false, got {flag!r}.'
+            )
+    if sum(flags) > 1:
+        raise DatasetError(f'{path}: {sum(flags)} classes are "background": one at most can be all the rest.')
+    return flags.index(True) if any(flags) else None
 
 
 def _refuse_repeats(

@@ -8,12 +8,13 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from twostage.data.benchmarks import BENCHMARKS, SEEN_ONLY, UNFLAGGED, Benchmark
+from twostage.data.benchmarks import BENCHMARKS, DERIVED, SEEN_ONLY, UNFLAGGED, Benchmark
 from twostage.data.errors import DatasetError, LabelError
 from twostage.data.folder import size_disagreement
 from twostage.data.image_io import read_image, read_label_png
 from twostage.data.presence import classes_present
 from twostage.data.sample import Sample
+from twostage.types import VOID
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +69,23 @@ class PreparedDataset:
         raw = read_label_png(label_path)
         if raw.shape != image.shape[1:]:
             raise LabelError(size_disagreement(image_path, image.shape[1:], label_path, raw.shape))
-        labels = self.classes.to_labels(raw, str(label_path))
+        rest = self.vocabulary.background if self.benchmark.rest else None
+        labels = self.classes.to_labels(raw, str(label_path), "error" if rest is None else "ignore")
+        if rest is not None:
+            labels[labels == VOID] = rest
         return Sample(image, labels, label_path.stem, str(image_path))
 
     def classes_present(self) -> list[tuple[int, ...]]:
-        """The classes of each photo in order, ascending, from an index that is made once."""
+        """The classes of each photo in order, ascending, from an index that is made once.
+
+        Raises:
+            DatasetError: the data set is another reading of these maps, and the index speaks of theirs.
+        """
+        if self.benchmark.name in DERIVED:
+            raise DatasetError(
+                f"{self.name} is for evaluation only: it reads the label maps of another data set "
+                f"({self.benchmark.labels}). Train on that one."
+            )
         present = classes_present(self.benchmark.label_folder(self.root), self.benchmark.void)
         return [present[label.stem] for _, label in self.files]
 
@@ -125,4 +138,5 @@ def _photos(benchmark: Benchmark, folder: Path) -> dict[str, Path]:
 def build(name: str, root: Path | None) -> PreparedDataset:
     """What the catalog calls for the names of the table, with or without an ending."""
     ending = next((one for one in (SEEN_ONLY, UNFLAGGED) if name.endswith(one)), "")
-    return PreparedDataset(BENCHMARKS[name.removesuffix(ending)], root or Path("datasets"), ending)
+    table = {**BENCHMARKS, **DERIVED}
+    return PreparedDataset(table[name.removesuffix(ending)], root or Path("datasets"), ending)

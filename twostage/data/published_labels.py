@@ -70,8 +70,10 @@ PUBLISHED: dict[str, PublishedLabels] = {
     "coco_stuff": PublishedLabels(
         _without(_COCO_THINGS_WITHOUT_PIXELS, 182), (*_COCO_THINGS_WITHOUT_PIXELS, 255)
     ),
-    # SegmentationClassAug: 0 is background, never a class here; 255 is the border.
+    # SegmentationClassAug: 0 is background, no class here; 255 is the border.
     "voc": PublishedLabels(tuple(range(1, 21)), (0, 255)),
+    # The same with background as class 0.
+    "voc21": PublishedLabels(tuple(range(21)), (255,)),
     # trainval_merged.json: category ids 1..459; 0 where nobody annotated.
     "pascal_context_459": PublishedLabels(tuple(range(1, 460)), (0,)),
     "pascal_context_59": PublishedLabels(PASCAL_CONTEXT_59_OF_459, _without(PASCAL_CONTEXT_59_OF_459, 460)),

@@ -15,7 +15,7 @@ from twostage.readout.preset import Preset
 from twostage.types import Proposals, TextBank
 from twostage.vocabulary import nearest
 
-_CHOICES = {"fit": ("round", "pad"), "positions": ("", *POSITION_MODES)}
+_CHOICES = {"fit": ("round", "pad", "floor"), "positions": ("", *POSITION_MODES)}
 
 
 def options(config: Any) -> None:
@@ -33,6 +33,8 @@ def options(config: Any) -> None:
         value = getattr(config, option)
         if value is not None and value < bound:
             raise TwostageError(f"ReadoutDense: {option} must be at least {bound}, got {value}.")
+    if config.scale is not None and not config.scale > 0:
+        raise TwostageError(f"ReadoutDense: scale must be above 0, got {config.scale}.")
     if config.window and config.stride > config.window:
         raise TwostageError(
             f"ReadoutDense: stride {config.stride} leaves gaps between windows of {config.window}."

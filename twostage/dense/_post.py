@@ -1,5 +1,4 @@
-"""From logits of text rows to those of classes, once all windows are stitched; places that look alike may
-agree first.
+"""Places that look alike agree on their logits, once all windows are stitched.
 
 Shapes: T rows of text, H x W pixels as the tower saw them.
 """
@@ -11,7 +10,6 @@ from typing import Literal
 
 from torch import Tensor
 
-from twostage.dense import _frame
 from twostage.errors import TwostageError
 from twostage.ops.label_propagation import propagate
 from twostage.ops.pamr import pamr
@@ -55,8 +53,8 @@ def check(options: PostOptions, logit_factor: float) -> None:
         )
 
 
-def joined(options: PostOptions, frame: Tensor, rows: Tensor, text: TextBank, scale: float) -> Tensor:
-    """(3, H, W) float and (T, H, W) logits -> (K, H, W) float32, a class with synonyms by its best.
+def agreed(options: PostOptions, frame: Tensor, rows: Tensor, text: TextBank, scale: float) -> Tensor:
+    """(3, H, W) float and (T, H, W) logits -> (T, H, W) float32, places that look alike agreed.
 
     scale: what the cosines in the logits were multiplied by.
     """
@@ -64,5 +62,4 @@ def joined(options: PostOptions, frame: Tensor, rows: Tensor, text: TextBank, sc
         rows = pamr(frame[None], rows[None], options.post_iterations, options.post_dilations)[0]
     elif options.post == "propagate":
         rows = propagate(frame[None], rows[None] / scale, text.features, options.post_grid)[0] * scale
-    maps: Tensor = _frame.class_maps(rows[None], text.class_of, text.num_classes)[0]
-    return maps
+    return rows

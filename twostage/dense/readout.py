@@ -7,9 +7,7 @@ only, MaskCLIP's.
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -17,81 +15,35 @@ from torch.nn import functional as F
 
 from twostage.clip.model import ClipModel
 from twostage.clip.towers import is_resnet
-from twostage.dense import _checks, _frame
+from twostage.dense import _checks, _frame, _post
+from twostage.dense._options import ReadoutOptions
+from twostage.dense._whole import own_size_logits
+from twostage.ops.fusion import class_maps
 from twostage.ops.windows import Stitcher, window_boxes
 from twostage.readout import guest as guests
 from twostage.readout import look as looking
-from twostage.readout import presets, resnet
+from twostage.readout import resnet
 from twostage.readout.engine import Tower, fitted
-from twostage.readout.look import Look
-from twostage.readout.preset import Preset
+from twostage.readout.look import Guest, Look
 from twostage.readout.refine import refined
-from twostage.types import DenseScores, Proposals, TextBank
+from twostage.types import Proposals, TextBank, WordScores
 
 logger = logging.getLogger(__name__)
-
-KNOBS = ("attention", "heads", "keys", "residual", "ffn", "positions", "suppress", "class_token")
-"""Knobs of a preset that options of the same name replace."""
+Masks = list[Tensor] | None
+"""(N, H, W) masks of each image, where the preset looks along them."""
 
 
 class ReadoutDense:
     """Class logits for every patch, from one pass over the whole image or the average of sliding windows."""
 
-    @dataclass(frozen=True)
-    class Config:
-        """What the tower is shown, and how its last block is read.
+    Config = ReadoutOptions
 
-        preset: the published way to read it (`twostage dense list`). settings: numbers of that preset's own,
-        by name. short_edge: pixels of the image's short side before the tower; None: twice the tower's own
-        size; 0: as it is. long_edge: pixels that the long side may have at most. fit: "round" the size to
-        whole patches, or "pad" with zeros after normalisation and cut the logits. window, stride: edge and
-        step of sliding windows in pixels; 0: the whole image at once; stride 0: half a window. logit_factor:
-        factor on the text bank's scale; dense cosines spread less than those of crops. chunk: images or
-        windows in one pass of the tower.
-
-        The knobs of the preset that can be turned, empty or None for the preset's own: attention, where
-        tokens look, written as in "0.5 * qq + 0.5 * [kk + gauss(5)]"; heads: "each" or "mean"; keys: "all" or
-        "patches"; residual, ffn: whether the last block adds its input and runs its MLP; positions: how the
-        position table is brought to the grid; suppress: blocks whose loudest MLP channel is scaled down;
-        class_token: share of the class token added to every patch. guest: the second vision model of presets
-        that ask one, "clip", "timm:MODEL", "timm:MODEL@FILE" or "your.package:function" (see
-        `twostage.readout.guest`).
-        """
-
-        preset: str = "maskclip"
-        settings: Mapping[str, Any] = field(default_factory=dict)
-        short_edge: int | None = None
-        long_edge: int = 2048
-        fit: _frame.Fit = "round"
-        window: int = 0
-        stride: int = 0
-        logit_factor: float = 1.0
-        chunk: int = 8
-        attention: str = ""
-        heads: str = ""
-        keys: str = ""
-        residual: bool | None = None
-        ffn: bool | None = None
-        positions: str = ""
-        suppress: tuple[int, ...] | None = None
-        class_token: float | None = None
-        guest: str = ""
-
-        def __post_init__(self) -> None:
-            _checks.options(self)
-            _checks.guest(self.guest, self.chosen())
-
-        def chosen(self) -> Preset:
-            """The preset with its settings and knobs changed as asked."""
-            found = presets.find(self.preset).with_settings(self.settings)
-            changed = {name: getattr(self, name) for name in KNOBS if getattr(self, name) not in ("", None)}
-            return replace(found, knobs=replace(found.knobs, **changed))
-
-    def __init__(self, config: Config, clip: ClipModel) -> None:
+    def __init__(self, config: ReadoutOptions, clip: ClipModel) -> None:
         """Raises: DenseTowerError: the image tower has no dense readout, or not this one."""
         self.config = config
         self.clip = clip
         self.preset = config.chosen()
+        self.guest: Guest | None = None
         self._resnet = is_resnet(clip.visual)
         if self._resnet:
             resnet.require_preset(self.preset.name)
@@ -121,12 +73,13 @@ class ReadoutDense:
     @torch.no_grad()
     def predict(
         self, images: Sequence[Tensor], text: TextBank, proposals: Sequence[Proposals] | None = None
-    ) -> list[DenseScores]:
-        """images: RGB uint8 (3, H, W) of any sizes -> one (K, h, w) map of logits each, covering the whole
-        image. proposals: one an image, masks of its size, for presets that look along them.
+    ) -> list[WordScores]:
+        """images: RGB uint8 (3, H, W) of any sizes -> maps of logits each, (K, h, w) of classes and (T, h, w)
+        of the bank's rows, covering the whole image. proposals: one an image, masks of its size, for presets
+        that look along them.
 
-        The map is as coarse as the patches (fit "round", whole image), else as fine as the resized image.
-        Logits are cosines times the bank's scale times `logit_factor`.
+        They are as coarse as the patches where one grid of them covers the image, else as fine as the
+        resized image. Logits are cosines times the scale times `logit_factor`.
 
         Raises:
             TwostageError: an image is not RGB uint8, the text has another width than the image features, or
@@ -136,17 +89,41 @@ class ReadoutDense:
         _checks.images(images)
         masks = _checks.masks(proposals, images, self.preset) if self.wants_regions else None
         text = text.to(self.clip.device)
-        frames = [self._frame(image) for image in images]
+        maps = self.rows([self._frame(image) for image in images], text, masks)
+        wholes: list[Tensor | None] = [None] * len(images)
+        if self.config.image:
+            seen = own_size_logits(self.clip, images, text, self.config.chunk)
+            wholes = [one / text.logit_scale * self._scale(text) for one in seen]
+        return [
+            _scores(rows, text, whole).to(image.device)
+            for rows, whole, image in zip(maps, wholes, images, strict=True)
+        ]
+
+    def rows(self, frames: list[Tensor], text: TextBank, masks: Masks = None) -> list[Tensor]:
+        """frames: (3, H, W) normalised, at the size the tower is to see -> (T, h, w) logits of the bank's
+        rows each, of patches or at the frame's own size. masks: of each image, at any size.
+        """
         if masks is not None:
-            masks = [
-                _frame.to_masks(m, (f.shape[1], f.shape[2]), f.device)
-                for m, f in zip(masks, frames, strict=True)
-            ]
+            sizes = [(frame.shape[1], frame.shape[2]) for frame in frames]
+            pairs = zip(masks, sizes, strict=True)
+            masks = [_frame.to_masks(one, size, self.clip.device) for one, size in pairs]
         if self.config.window:
             maps = [self._windows(f, text, None if masks is None else masks[i]) for i, f in enumerate(frames)]
         else:
             maps = self._whole(frames, text, masks)
-        return [DenseScores(m.to(image.device)) for m, image in zip(maps, images, strict=True)]
+        if self.config.post == "none":
+            return maps
+        return [self._agreed(frame, rows, text) for frame, rows in zip(frames, maps, strict=True)]
+
+    def _agreed(self, frame: Tensor, rows: Tensor, text: TextBank) -> Tensor:
+        """(T, H, W) at the frame's size, after the post-processing that is on."""
+        size = (frame.shape[1], frame.shape[2])
+        full = F.interpolate(rows[None], size, mode="bilinear", align_corners=False)[0]
+        return _post.agreed(self.config, frame, full, text, self._scale(text))
+
+    def _scale(self, text: TextBank) -> float:
+        scale = text.logit_scale if self.config.scale is None else self.config.scale
+        return scale * self.config.logit_factor
 
     def _frame(self, image: Tensor) -> Tensor:
         """RGB uint8 (3, H, W) -> (3, H', W') normalised, at the size the tower is to see."""
@@ -154,9 +131,10 @@ class ReadoutDense:
         short = 2 * min(self.clip.image_size) if short is None else short
         size = (image.shape[1], image.shape[2])
         goal = _frame.target_size(size, short, self.config.long_edge, self.cell_hw, self.config.fit)
-        return _frame.to_pixels(image.to(self.clip.device), goal, self.clip.mean, self.clip.std)
+        own = image.to(self.clip.device)
+        return _frame.to_pixels(own, goal, self.clip.mean, self.clip.std, self.config.antialias)
 
-    def _whole(self, frames: list[Tensor], text: TextBank, masks: list[Tensor] | None) -> list[Tensor]:
+    def _whole(self, frames: list[Tensor], text: TextBank, masks: Masks) -> list[Tensor]:
         """One pass an image; images of one size share passes."""
         by_size: dict[tuple[int, ...], list[int]] = {}
         for index, frame in enumerate(frames):
@@ -165,27 +143,28 @@ class ReadoutDense:
         for indices in by_size.values():
             for start in range(0, len(indices), self.config.chunk):
                 part = indices[start : start + self.config.chunk]
-                seen = torch.stack([frames[i] for i in part])
                 own = None if masks is None else [masks[i] for i in part]
-                maps.update(zip(part, self._class_logits(seen, text, own), strict=True))
+                maps.update(
+                    zip(part, self._rows(torch.stack([frames[i] for i in part]), text, own), strict=True)
+                )
         return [maps[index] for index in range(len(frames))]
 
-    def _class_logits(self, pixels: Tensor, text: TextBank, masks: list[Tensor] | None) -> Tensor:
-        """(B, 3, H, W) normalised -> (B, K, h, w) logits, a class with synonyms by its best."""
-        padded, inside = _frame.pad_to_cells(pixels, self.cell_hw)
-        masks = _frame.pad_masks(masks, (padded.shape[-2], padded.shape[-1]), inside)
-        maps = _frame.class_maps(self.logits(padded, text, masks), text.class_of, text.num_classes)
-        if padded.shape == pixels.shape:
-            return maps
-        return _frame.to_full_size(maps, (padded.shape[-2], padded.shape[-1]), inside)
+    def _rows(self, pixels: Tensor, text: TextBank, masks: Masks, full: bool = False) -> Tensor:
+        """(B, 3, H, W) normalised -> (B, T, h, w) logits, of the patches where their grid covers it all, or
+        (`full`) always at H x W.
+        """
+        read, size, inside = _frame.onto_cells(pixels, self.cell_hw, self.config.fit)
+        masks = _frame.pad_masks(masks, (read.shape[-2], read.shape[-1]), inside)
+        maps = self.logits(read, text, masks)
+        return maps if inside == (0, 0, *size) and not full else _frame.to_full_size(maps, size, inside)
 
     @torch.no_grad()
-    def logits(self, pixels: Tensor, text: TextBank, masks: list[Tensor] | None = None) -> Tensor:
+    def logits(self, pixels: Tensor, text: TextBank, masks: Masks = None) -> Tensor:
         """(B, 3, H, W) normalised, H and W multiples of a patch -> (B, T, h', w') float32 of the bank's rows.
 
         masks: (N, H, W) of each image, where the preset looks along them.
         """
-        scale = text.logit_scale * self.config.logit_factor
+        scale = self._scale(text)
         pixels = pixels.to(self.clip.device, self.clip.dtype)
         if self._resnet:
             return self._of_resnet(pixels, text.features, scale)
@@ -200,6 +179,7 @@ class ReadoutDense:
             self.clip.std,
             self.guest,
             masks,
+            class_of=text.class_of,
         )
         return looking.logits(self.preset.method, look)
 
@@ -212,8 +192,9 @@ class ReadoutDense:
         return looking.on_grid(refined(scores, keys, self.preset.settings, scale), grid)
 
     def _windows(self, frame: Tensor, text: TextBank, masks: Tensor | None) -> Tensor:
-        """(3, H, W) normalised -> (K, H, W) logits: the mean over all windows that see a pixel, then the best
-        synonym."""
+        """(3, H, W) normalised -> (T, H, W) logits: the mean over all windows that see a pixel, each brought
+        to its pixels first (bilinear).
+        """
         config = self.config
         size = (frame.shape[1], frame.shape[2])
         stride = config.stride or max(1, config.window // 2)
@@ -222,12 +203,13 @@ class ReadoutDense:
         for start in range(0, len(boxes), config.chunk):
             part = boxes[start : start + config.chunk]
             crops = torch.stack([frame[:, top:bottom, left:right] for top, left, bottom, right in part])
-            padded, inside = _frame.pad_to_cells(crops, self.cell_hw)
-            cut = None if masks is None else [masks[:, t:b, left:r] for t, left, b, r in part]
-            cut = _frame.pad_masks(cut, (padded.shape[-2], padded.shape[-1]), inside)
-            rows = self.logits(padded, text, cut)
-            full = _frame.to_full_size(rows, (padded.shape[-2], padded.shape[-1]), inside)
-            for box, values in zip(part, full, strict=True):
+            own = None if masks is None else [masks[:, t:b, l:r] for t, l, b, r in part]  # noqa: E741
+            for box, values in zip(part, self._rows(crops, text, own, full=True), strict=True):
                 stitcher.add(box, values)
-        maps: Tensor = _frame.class_maps(stitcher.result()[None], text.class_of, text.num_classes)[0]
-        return maps
+        return stitcher.result()
+
+
+def _scores(rows: Tensor, text: TextBank, image: Tensor | None) -> WordScores:
+    """(T, h, w) maps of the bank's rows, and of the classes; image: (K,) of the whole, or None."""
+    logits = class_maps(rows[None], text.class_of, text.num_classes)[0]
+    return WordScores(logits, logits if len(logits) == len(rows) else rows, text.class_of, image=image)

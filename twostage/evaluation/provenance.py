@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from twostage import registry
 from twostage.evaluation.metrics import MIOU_CONVENTION
 from twostage.vocabulary import Vocabulary
 
@@ -35,6 +36,7 @@ def provenance(
     dataset: str,
     device: str | torch.device = "cpu",
     clip: Mapping[str, Any] | None = None,
+    dense: Mapping[str, Any] | None = None,
     templates: Sequence[str] = (),
     resize_backend: str = "",
     seeds: Mapping[str, int] | None = None,
@@ -43,9 +45,10 @@ def provenance(
 ) -> dict[str, Any]:
     """Everything that a reader needs to make a number again, as plain data.
 
-    clip: what is known of the image-text model (name, weights, digest, precision); templates: the prompts,
-    "{}" marks the name; resize_backend: the library and filter that resized the photos; seeds: by purpose;
-    config: the resolved configuration; command: the program's arguments, default those of this process.
+    clip: what is known of the image-text model (name, weights, digest, precision); dense: of the dense head
+    (`dense_facts`); templates: the prompts, "{}" marks the name; resize_backend: the library and filter that
+    resized the photos; seeds: by purpose; config: the resolved configuration; command: the program's
+    arguments, default those of this process.
     """
     return {
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
@@ -63,11 +66,23 @@ def provenance(
         },
         "miou_convention": dict(MIOU_CONVENTION),
         "clip": dict(clip or {}),
+        "dense": dict(dense or {}),
         "templates": list(templates),
         "resize_backend": resize_backend,
         "seeds": dict(seeds or {}),
         "config": dict(config or {}),
     }
+
+
+def dense_facts(name: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a dense head says of itself (its Config's `facts`): which preset, its knobs and settings, and a
+    digest of them; without a name nothing.
+    """
+    if not name:
+        return {}
+    given = {option: tuple(value) if isinstance(value, list) else value for option, value in options.items()}
+    told = getattr(registry.make_config(registry.find("dense", name), given), "facts", dict)
+    return {"component": name, **told()}
 
 
 def versions() -> dict[str, str | None]:

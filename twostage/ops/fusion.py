@@ -49,6 +49,17 @@ def pool_logits(logits: Tensor, masks: Tensor) -> tuple[Tensor, Tensor]:
     return pooled, total[:, 0] > 0
 
 
+def class_maps(rows: Tensor, class_of: Tensor, num_classes: int) -> Tensor:
+    """(B, T, ...) scores of text rows -> (B, K, ...): a class with synonyms takes its best row at every
+    place.
+    """
+    if torch.equal(class_of.cpu(), torch.arange(num_classes)):
+        return rows
+    out = rows.new_full((len(rows), num_classes, *rows.shape[2:]), -torch.inf)
+    index = class_of.to(rows.device).reshape(1, -1, *([1] * (rows.ndim - 2))).expand(rows.shape)
+    return out.scatter_reduce(1, index, rows, reduce="amax")
+
+
 def strips(
     num_maps: int, size_hw: tuple[int, int], budget_bytes: int = STRIP_BYTES
 ) -> Iterator[tuple[int, int]]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from twostage.errors import TwostageError
@@ -63,6 +65,14 @@ class Preset:
             if isinstance(self.settings[name], (int, float)) and not isinstance(value, (int, float)):
                 raise TwostageError(f"Preset {self.name}: {name} should be a number, got {value!r}.")
         return replace(self, settings={**self.settings, **changed})
+
+    def facts(self) -> dict[str, Any]:
+        """What was read how, for results files: name, knobs and settings as plain data, and 16 hex digits
+        over them.
+        """
+        found = {"preset": self.name, "knobs": asdict(self.knobs), "settings": dict(self.settings)}
+        text = json.dumps(found, sort_keys=True, default=str)
+        return {**found, "digest": hashlib.sha256(text.encode()).hexdigest()[:16]}
 
 
 def figures(*values: float | None) -> dict[str, float]:

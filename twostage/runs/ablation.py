@@ -229,5 +229,7 @@ def _result(row: Row, outcome: Outcome, dataset: SegmentationDataset) -> Result:
         "seconds": round(outcome.seconds, 1),
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": provenance.versions(),
+        "vocabulary": dataset.vocabulary.digest,
+        "dense": provenance.dense_facts(row.config.dense.name, row.config.dense.options),
         "config": dataclasses.asdict(row.config),
     }

@@ -12,7 +12,8 @@
 BASE, SYSTEM and TRAIN of the table count where a row has none of its own, SET of the row after that of the
 table. TRAIN says how a row's files are made: configuration files, options after them, in their order. SWEEP
 in place of ROWS makes a row of each value of an option, or of several together that take the same value:
-{KEY: ENSEMBLE.OPTIONS.WEIGHT, VALUES: [0.2, 0.8]}.
+{KEY: ENSEMBLE.OPTIONS.WEIGHT, VALUES: [0.2, 0.8]}. Where TEST.PROTOCOL is set, a row without PAPER gets the
+published figure of its dense preset.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from typing import Any
 from twostage.config import Config, ConfigError, load_config
 from twostage.config.files import parse_yaml
 from twostage.evaluation.expected import METRICS
+from twostage.protocol import published, settled
 from twostage.systems import ALL_SYSTEMS, ENSEMBLE
 from twostage.vocabulary import nearest
 
@@ -133,7 +135,7 @@ def _row(
     words = [str(word) for word in [*_list(table.get("set"), path), *_list(own.get("set"), path), *overrides]]
     trainings = [str(text) for text in _list(own.get("train", table.get("train")), path)]
     try:
-        config = load_config(None if base is None else path.parent / str(base), words)
+        config = settled(load_config(None if base is None else path.parent / str(base), words))
         train = tuple(recipe(text) for text in trainings)
     except ConfigError as error:
         raise ConfigError(f"{where}: {error}") from error
@@ -141,6 +143,9 @@ def _row(
         raise ConfigError(f"{where}: DATASETS.TEST has to name one data set, got {config.datasets.test}.")
     paper = _mapping(own.get("paper") or {}, tuple(name.lower() for name in COLUMNS), f"{where}: PAPER")
     figures = {name: float(paper[name.lower()]) for name in COLUMNS if name.lower() in paper}
+    if config.test.protocol and not figures:
+        known = published(config)
+        figures = {} if known is None else {"mIoU": known}
     return Row(str(named), config, system, figures, train)
 
 

@@ -20,6 +20,7 @@ from twostage.data.errors import DatasetError
 from twostage.errors import TwostageError
 from twostage.evaluation import expected
 from twostage.networks import shipped
+from twostage.protocol import settled
 from twostage.systems import ALL_SYSTEMS
 from twostage.vocabulary import nearest
 
@@ -59,6 +60,11 @@ class Plan:
 def dry_run(config: Config) -> Plan:
     """Resolves everything that a run would use; networks are built on the meta device."""
     plan = Plan([f"task: {config.task}"])
+    try:
+        config = settled(config)
+    except ConfigError as error:
+        plan.wrong.append(str(error))
+        return plan
     clip = _clip(config, plan)
     _networks(config, clip, plan)
     for section, kind in SLOTS.items():

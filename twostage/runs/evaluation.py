@@ -19,6 +19,7 @@ from twostage.evaluation import expected, provenance, report, runner
 from twostage.evaluation.expected import Verdict
 from twostage.evaluation.runner import Outcome
 from twostage.interfaces import Ensemble
+from twostage.protocol import settled
 from twostage.segmenter import Segmenter, Words
 from twostage.systems import ENSEMBLE, systems
 from twostage.types import Segmentation
@@ -34,6 +35,7 @@ def evaluate(config: Config, resume: bool = False) -> dict[str, Outcome]:
             raise CheckpointError(f"OUTPUT_DIR: there is no checkpoint in {config.output_dir} to evaluate.")
         model = dataclasses.replace(config.model, weights=str(found[0]))
         config = dataclasses.replace(config, model=model)
+    config = settled(config)
     if not config.datasets.test:
         raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
     tests = [catalog.get(name, config.datasets.root) for name in config.datasets.test]
@@ -107,6 +109,8 @@ def _report(
     )
     config = builder.config
     verdicts = _verdicts(config, {dataset.name: outcome})
+    dense = provenance.dense_facts(config.dense.name, config.dense.options)
+    resized = f", {dense['resize']} (dense head)" if "resize" in dense else ""
     path = report.write_results(
         out / "results.json",
         rows,
@@ -115,8 +119,9 @@ def _report(
             dataset=dataset.name,
             device=builder.device,
             clip=_clip_facts(builder),
+            dense=dense,
             templates=builder.texts.wording,
-            resize_backend="Pillow bilinear on uint8 (photos), torch bicubic (crops)",
+            resize_backend=f"Pillow bilinear on uint8 (photos), torch bicubic (crops){resized}",
             seeds={"run": config.seed},
             config=dataclasses.asdict(config),
         ),

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from twostage.data.atomic import replacing
 from twostage.errors import TwostageError
-from twostage.types import DenseScores, Evidence, Proposals, RegionScores
+from twostage.types import DenseScores, Evidence, Proposals, RegionScores, WordScores
 
 TOLERANCE = 1 / 256
 """Largest difference of a mask's probability on its way through the store."""
@@ -35,7 +35,7 @@ class StoreError(TwostageError):
 
 
 def write_evidence(path: str | Path, evidence: Evidence) -> None:
-    """Masks, their scores, the class logits of both stages and of the dense map. Atomic.
+    """Masks, their scores, the class logits of both stages and of the dense map, with its words. Atomic.
 
     Raises:
         StoreError: a per-pixel network has spoken; its maps are as large as what they save.
@@ -62,6 +62,10 @@ def write_evidence(path: str | Path, evidence: Evidence) -> None:
         content["dense"] = evidence.dense.logits.cpu().float().numpy()
         if evidence.dense.image is not None:
             content["dense_image"] = evidence.dense.image.cpu().float().numpy()
+    if isinstance(evidence.dense, WordScores):
+        content["dense_class_of"] = evidence.dense.class_of.cpu().numpy()
+        if not torch.equal(evidence.dense.rows, evidence.dense.logits):
+            content["dense_rows"] = evidence.dense.rows.cpu().float().numpy()
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **content)
     with replacing(path) as stream:

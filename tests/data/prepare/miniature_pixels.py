@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
+import numpy as np
 from miniature import Miniature, add, draw, photo, save, slowly
+from PIL import Image
 
 from twostage.data.prepare import ade20k, cityscapes, coco_stuff, voc
 
@@ -40,7 +43,21 @@ def coco(root: Path) -> Miniature:
 
 def voc2012(root: Path) -> Miniature:
     """Augmented masks are grey, the challenge's own have a palette; lists name paths as some copies do."""
-    tree = Miniature(root, voc.plan, {"voc_train": 3, "voc_val": 2})
+    return _voc2012(root, Miniature(root, voc.plan, {"voc_train": 3, "voc_val": 2}))
+
+
+def voc2012_with_background(root: Path) -> Miniature:
+    """The same photos; background is class 0, and only the validation photos are wanted."""
+    plan = functools.partial(voc.plan, classes=(21,))
+    tree = _voc2012(root, Miniature(root, plan, {"voc21_val": 2}))
+    tree.expected.clear()
+    for stem in ("2007_000033", "2007_000042"):
+        with Image.open(root / f"VOC2012/SegmentationClassAug/{stem}.png") as raw:
+            tree.expected[root / f"VOC2012/labels_21/val/{stem}.png"] = np.array(raw).astype(np.int64)
+    return tree
+
+
+def _voc2012(root: Path, tree: Miniature) -> Miniature:
     names = {
         "train_aug": ["2007_000032", "2008_000033", "2011_003276"],
         "val": ["2007_000033", "2007_000042"],

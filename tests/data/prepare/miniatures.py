@@ -8,11 +8,12 @@ from pathlib import Path
 from miniature import Miniature
 from miniature_ade_full import ade_full
 from miniature_context import context, context_matlab
-from miniature_pixels import ade, coco, streets, voc2012
+from miniature_pixels import ade, coco, streets, voc2012, voc2012_with_background
 
 BUILDERS: dict[str, Callable[[Path], Miniature]] = {
     "coco_stuff": coco,
     "voc": voc2012,
+    "voc21": voc2012_with_background,
     "pascal_context_59": context,
     "pascal_context_459": context_matlab,
     "ade20k_150": ade,

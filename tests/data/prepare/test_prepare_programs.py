@@ -20,6 +20,7 @@ DATASETS = Path(__file__).resolve().parents[3] / "datasets"
 PROGRAMS = {
     "coco_stuff": ["prepare_coco_stuff.py"],
     "voc": ["prepare_voc.py"],
+    "voc21": ["prepare_voc.py", "--classes", "21"],
     "pascal_context_59": ["prepare_pascal_context.py"],
     "pascal_context_459": ["prepare_pascal_context.py", "--classes", "459", "--annotations", "mat"],
     "ade20k_150": ["prepare_ade20k.py"],

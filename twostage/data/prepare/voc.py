@@ -1,13 +1,14 @@
-"""PASCAL VOC 2012 with the augmented training masks: 0 background, 1..20 classes, 255 border -> 20 ids.
+"""PASCAL VOC 2012 with the augmented masks: 0 background, 1..20 classes, 255 border -> 20 ids, or 21.
 
 Everingham et al.: The PASCAL Visual Object Classes Challenge, IJCV 2010; Hariharan et al.: Semantic Contours
-from Inverse Detectors, ICCV 2011, for the masks beyond the challenge's own. Background is no class: it is
-ignored.
+from Inverse Detectors, ICCV 2011, for the masks beyond the challenge's own. Background is no class among the
+20, and ignored; among the 21 (validation photos only) it is class 0.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 from twostage.data.benchmarks import Benchmark
@@ -36,18 +37,22 @@ _LISTS = {
 _PHOTOS, _ANNOTATIONS = "VOCtrainval_11-May-2012.tar", "SegmentationClassAug.zip"
 
 
-def plan(request: Request) -> list[Split]:
-    """VOC2012/{JPEGImages,SegmentationClassAug} and the two lists -> VOC2012/labels_20/SPLIT/*.png.
+_CLASS_LISTS = {20: "voc", 21: "voc21"}
+"""Number of classes -> class list."""
+
+
+def plan(request: Request, classes: Sequence[int] = (20,)) -> list[Split]:
+    """VOC2012/{JPEGImages,SegmentationClassAug} and the two lists -> VOC2012/labels_{20,21}/SPLIT/*.png.
 
     Raises:
         DatasetError: a folder or list is missing, a list has another length, training names are in the
             validation list, or names lack photo or annotation.
     """
     root = request.root / "VOC2012"
-    rows = request.choose("voc")
+    rows = [row for number in classes for row in request.choose(_CLASS_LISTS[number])]
     images = found.files(root / "JPEGImages", ".jpg", _PHOTOS)
     own, augmented = root / "SegmentationClass", root / "SegmentationClassAug"
-    validation_only = [row.name for row in rows] == ["voc_val"] and own.is_dir()
+    validation_only = all(_list_of(row) == "voc_val" for row in rows) and own.is_dir()
     masks = {}
     if augmented.is_dir() or not validation_only:
         masks = found.files(augmented, ".png", _ANNOTATIONS)
@@ -65,7 +70,7 @@ def _split(
     lists: dict[str, tuple[Path, list[str]]],
     request: Request,
 ) -> Split:
-    where, names = lists[row.name]
+    where, names = lists[_list_of(row)]
     if len(names) == _OWN_TRAIN:
         found.object_to(
             f"{where}: has the challenge's own {_OWN_TRAIN:,} names, expected the augmented list of "
@@ -99,6 +104,11 @@ def _lists(root: Path, masks: list[str]) -> dict[str, tuple[Path, list[str]]]:
             "see validation photos: remove them from the training list."
         )
     return {"voc_train": (train_list, train), "voc_val": (val_list, val)}
+
+
+def _list_of(row: Benchmark) -> str:
+    """Which list names the photos of a row."""
+    return "voc_val" if Path(row.labels).name == "val" else "voc_train"
 
 
 def _first(root: Path, row: str) -> Path | None:

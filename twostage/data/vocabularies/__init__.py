@@ -3,6 +3,10 @@
 Class k has id k in prepared label maps. Names are the published ones, word for word, since CLIP is shown
 nothing else: COCO-Stuff keeps its suffixes ("wall-other"), VOC its joined words ("pottedplant"), ADE20K its
 commas ("road, route" is one name). `seen` flags stand where a zero-shot split is part of the data set.
+
+Seven lists are those of dense evaluations, with other words or with a background: voc20 and voc21,
+pascal_context_60, coco_object; "_plain" has no synonyms. Their ids are the values that they read in prepared
+maps (datasets/README.md).
 """
 
 from __future__ import annotations
