@@ -48,8 +48,9 @@ class SelfTrainingConfig:
     start: str = option(
         "scratch",
         "What the student starts from: scratch (what the teacher's training started from, where it is a "
-        "backbone in MODEL.WEIGHTS), teacher (the trained teacher; after a dense one the first student begins "
-        "as from scratch, later ones from the student before), or a file, such as a backbone's weights",
+        "backbone in MODEL.WEIGHTS), teacher (the trained teacher; after a dense one the first student "
+        "begins as from scratch, later ones from the student before), or a file, such as a "
+        "backbone's weights",
     )
     max_iter: int = option(0, "Updates of the student; 0 takes SOLVER.MAX_ITER", least=0)
     guided_iter: int = option(
