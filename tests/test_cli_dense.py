@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import cv2
@@ -49,7 +50,7 @@ def test_every_preset_is_listed_with_its_figures(capsys: Said, monkeypatch: pyte
     assert main(["dense", "list"]) == 0
     said = capsys.readouterr().out
     assert max(len(line) for line in said.splitlines()) <= 80
-    table, paragraphs = said.split("\n\n", 1)
+    table, paragraphs = re.split(r"\n *\n", said, maxsplit=1)
     flat = " ".join(paragraphs.split())
     for preset in PRESETS.values():
         [row] = [line for line in table.splitlines() if line.split()[:1] == [preset.name]]
