@@ -70,8 +70,8 @@ SYSTEMS = {
 OTHERS = {
     f"{folder}/{name}"
     for folder, names in (
-        ("coco_stuff", ("per_pixel", "prompts", "prompts_selected", "supervised")),
-        ("voc", ("prompts", "supervised")),
+        ("coco_stuff", ("maskclip_plus", "per_pixel", "prompts", "prompts_selected", "supervised")),
+        ("voc", ("maskclip_plus", "prompts", "supervised")),
     )
     for name in names
 }
@@ -183,7 +183,9 @@ def test_data_sets_and_training_labels(name: str) -> None:
     config = config_of(name)
     assert {*config.datasets.train, *config.datasets.test} <= set(catalog.names())
     family = name.partition("/")[0]
-    ending = {"supervised": "_all", "self_training": ""}.get(name.partition("/")[2], "_seen")
+    ending = {"supervised": "_all", "self_training": "", "maskclip_plus": ""}.get(
+        name.partition("/")[2], "_seen"
+    )
     assert config.datasets.train in ([], [f"{family}_train{ending}"])
 
 

@@ -111,7 +111,9 @@ def _networks(config: Config, clip: ClipFacts | None, plan: Plan) -> None:
     of_pixels = config.model.per_pixel.get("embedding_dim", clip.dim)
     builder.embedding_dim = config.model.mask_former.get("embedding_dim", of_pixels)
     makers: dict[str, Any] = {}
-    if config.proposals.name == "maskformer" or config.task in ("proposals", "self_training"):
+    of_pixels_alone = config.pixels.name == "per_pixel" and not config.proposals.name
+    in_training = config.task == "proposals" or (config.task == "self_training" and not of_pixels_alone)
+    if config.proposals.name == "maskformer" or in_training:
         makers["stage one"] = builder.network
     if config.pixels.name == "per_pixel" or config.task == "per_pixel":
         makers["per-pixel network"] = builder.pixel_network

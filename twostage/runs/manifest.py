@@ -22,7 +22,7 @@ _IRRELEVANT = {
     "model": ("weights", "device", "losses"),
     "datasets": ("root", "test"),
     "input": ("min_size_train", "max_size_train", "crop_size", "color_jitter", "flip"),
-    "self_training": ("start", "max_iter", "base_lr", "ensemble", "rounds"),
+    "self_training": ("start", "max_iter", "guided_iter", "base_lr", "ensemble", "rounds"),
     "test": ("eval_period", "systems", "max_images", "expected_results", "overlays"),
 }
 """Options that cannot change a label, by section; an option that is new counts as one that can."""
