@@ -6,18 +6,25 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from twostage.config.option import ConfigError
 from twostage.errors import TwostageError
-from twostage.evaluation.metrics import Metrics
 from twostage.vocabulary import nearest
 
 logger = logging.getLogger(__name__)
 
-METRICS = ("seen", "unseen", "hIoU", "mIoU", "mIoU_skip", "pAcc", "mAcc", "fwIoU")
-"""What can be expected: columns of the summary table."""
+METRICS = ("seen", "unseen", "hIoU", "mIoU", "mIoU_skip", "pAcc", "mAcc", "fwIoU", "FB-IoU")
+"""What can be expected: columns of the summary tables."""
 KEY = "TEST.EXPECTED_RESULTS"
+
+
+class Numbers(Protocol):
+    """The numbers of one system on one data set."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Among others what METRICS names, as far as there is such a number."""
+        ...
 
 
 class UnexpectedResultError(TwostageError):
@@ -90,13 +97,13 @@ def _parse_row(where: str, row: Any, datasets: Names, systems: Names) -> Expecta
 
 
 def judge(
-    expectations: Sequence[Expectation], measured: Mapping[str, Mapping[str, Metrics]]
+    expectations: Sequence[Expectation], measured: Mapping[str, Mapping[str, Numbers]]
 ) -> list[Verdict]:
     """measured: data set -> system -> numbers."""
     verdicts = []
     for expected in expectations:
         metrics = measured.get(expected.dataset, {}).get(expected.system)
-        value = None if metrics is None else metrics.as_dict()[expected.metric]
+        value = None if metrics is None else metrics.as_dict().get(expected.metric)
         verdicts.append(Verdict(expected, None if value is None else float(value)))
     return verdicts
 
