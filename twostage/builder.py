@@ -25,8 +25,8 @@ from twostage.networks import Trained, fresh, shipped
 from twostage.ops.crf import DenseCrf
 from twostage.perpixel.config import PerPixelConfig
 from twostage.perpixel.network import PerPixelNetwork
-from twostage.segmenter import Segmenter, Words
 from twostage.readout import vit
+from twostage.segmenter import Segmenter, Words
 from twostage.tasks.clsclip import require_same_clip
 from twostage.test_time import TestTime
 from twostage.types import TextBank
@@ -190,7 +190,7 @@ class Builder:
         others = not model.clsclip_weights and self.config.proposals.name == "maskformer"
         if not path or others:
             raise ConfigError(
-                "ClsCLIP takes its weights from MODEL.CLSCLIP_WEIGHTS, which is empty, or from MODEL.WEIGHTS, "
+                "ClsCLIP takes its weights from MODEL.CLSCLIP_WEIGHTS, which is empty, or MODEL.WEIGHTS, "
                 + ("which are those of PROPOSALS.NAME maskformer here" if path else "which is empty too")
                 + "; name a checkpoint of TASK clsclip (OUTPUT_DIR/model_final.pth after training)."
             )

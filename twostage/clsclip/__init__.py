@@ -1,1 +1,1 @@
-"""ClsCLIP: a frozen CLIP whose class token is replaced by a word, and a small decoder that finds its pixels."""
+"""ClsCLIP: a frozen CLIP with a word in place of its class token, and a decoder of the word's pixels."""

@@ -99,6 +99,6 @@ class ClsClipNetwork(nn.Module):
         if found != (self.config.width, self.config.depth):
             raise ClsClipError(
                 f"ClsClipNetwork: made for tokens {self.config.width} wide and {self.config.depth} blocks, "
-                f"the image tower has {found[0]} and {found[1]}. Set CLIP.MODEL to the one it was trained with."
+                f"the image tower has {found[0]} and {found[1]}. Set CLIP.MODEL to the one of its training."
             )
         return blocks

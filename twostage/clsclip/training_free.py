@@ -62,10 +62,11 @@ class PinvInjection:
         patches = patches + last.ls_1(vit.merge_heads(last, vit.project(last, patches, "v")[0]))
         patches = patches + last.ls_2(vit.feed_forward(last, last.ln_2(patches)))
         unit = functional.normalize(vit.readout(visual, patches).float(), dim=-1)
-        return torch.einsum("pnd,pd->pn", unit, words.float()).unflatten(1, started.grid)
+        cosines: Tensor = torch.einsum("pnd,pd->pn", unit, words.float())
+        return cosines.unflatten(1, started.grid)
 
     def class_token(self, words: Tensor, own: Tensor) -> Tensor:
         """(P, E) words and (P, D) native class tokens -> (P, 1, D) what takes their place."""
         back = functional.normalize(words.float() @ self._inverse, dim=-1)
-        token = own.float() + own.float().norm(dim=-1, keepdim=True) * back
+        token: Tensor = own.float() + own.float().norm(dim=-1, keepdim=True) * back
         return token.to(own.dtype)[:, None]

@@ -37,9 +37,7 @@ class ClsClipConfig:
         "leave the background out (VOC)",
         choices=("ignore", "background"),
     )
-    min_area: int = option(
-        2048, "Masks with fewer pixels in a training crop are not learned from", least=1
-    )
+    min_area: int = option(2048, "Masks with fewer pixels in a training crop are not learned from", least=1)
     absent: float = option(
         0.0,
         "Share of training samples that ask for a class which the crop does not show; the paper asks for "

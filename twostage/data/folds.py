@@ -1,8 +1,8 @@
 """Which classes are learned from and which are held out, in the manner of PASCAL-5i and COCO-20i.
 
 PASCAL-5i (Shaban et al., "One-Shot Learning for Semantic Segmentation", BMVC 2017): fold s holds out VOC's
-classes 5s + 1 ... 5s + 5. COCO-20i has two readings in the wild: fold s holds out the classes 20s ... 20s + 19
-of the eighty things, or s, s + 4, s + 8, ...
+classes 5s + 1 ... 5s + 5. COCO-20i has two readings in the wild: of the eighty things, counted from 0, fold s
+holds out 20s ... 20s + 19, or s, s + 4, s + 8, ...
 """
 
 from __future__ import annotations

@@ -97,12 +97,13 @@ class Canvas:
 
     def paste(self, box_xyxy: list[int], classes: list[int], maps: Tensor) -> None:
         """maps: (C, h', w') logits of these classes in this box."""
-        rows, columns = (cells / pixels for cells, pixels in zip(self.maps.shape[1:], self._size_hw, strict=True))
+        tall, wide = self.maps.shape[1:]
+        rows, columns = tall / self._size_hw[0], wide / self._size_hw[1]
         left, top, right, bottom = box_xyxy
         first, before = int(top * rows + 0.5), int(left * columns + 0.5)
         last, behind = max(first + 1, int(bottom * rows + 0.5)), max(before + 1, int(right * columns + 0.5))
-        first, before = min(first, self.maps.shape[1] - 1), min(before, self.maps.shape[2] - 1)
-        last, behind = min(last, self.maps.shape[1]), min(behind, self.maps.shape[2])
+        first, before = min(first, tall - 1), min(before, wide - 1)
+        last, behind = min(last, tall), min(behind, wide)
         size = (last - first, behind - before)
         small = functional.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
         for label, own in zip(classes, small, strict=True):

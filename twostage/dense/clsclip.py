@@ -72,7 +72,14 @@ class ClsClipDense:
                     f"ClsClipDense: unknown injection {self.injection!r}."
                     + nearest(str(self.injection), INJECTIONS)
                 )
-            least = {"image_size": 0, "chunk": 1, "padding": 0, "crop_size": 0, "max_classes": 1, "min_box": 1}
+            least = {
+                "image_size": 0,
+                "chunk": 1,
+                "padding": 0,
+                "crop_size": 0,
+                "max_classes": 1,
+                "min_box": 1,
+            }
             for name, bound in least.items():
                 if getattr(self, name) < bound:
                     raise TwostageError(
@@ -209,5 +216,3 @@ class ClsClipDense:
                 yield both[:, 1] - both[:, 0]
             else:
                 yield text.logit_scale * self.network.logits(visual, started, words, image_of)
-
-

@@ -126,9 +126,7 @@ def compute_pairs(counts: PairCounts, vocabulary: Vocabulary, split: Split) -> P
         hit, alarm, miss, _ = (int(value) for value in counts.counts[position])
         role = position in held_out if position in held_out | base else None
         iou = _percent(hit, hit + alarm + miss) if counts.pairs[position] else None
-        classes.append(
-            PairClass(name, role, iou, int(counts.pairs[position]), hit + miss, hit + alarm)
-        )
+        classes.append(PairClass(name, role, iou, int(counts.pairs[position]), hit + miss, hit + alarm))
     return PairMetrics(
         unseen=_mean([classes[position].IoU for position in split.held_out]),
         seen=_mean([classes[position].IoU for position in split.base]),

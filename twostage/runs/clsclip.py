@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from twostage.builder import Builder
@@ -13,9 +13,9 @@ from twostage.config import Config, ConfigError
 from twostage.data import catalog
 from twostage.data.fold_dataset import FoldDataset
 from twostage.data.folds import Split, split_of
-from twostage.data.sample import SegmentationDataset
 from twostage.data.same_words import forms
-from twostage.engine.checkpoint import Checkpointer, CheckpointError
+from twostage.data.sample import SegmentationDataset
+from twostage.engine.checkpoint import FINAL, Checkpointer, CheckpointError
 from twostage.engine.trainer import Trainer
 from twostage.evaluation import expected
 from twostage.evaluation.binary import PairMetrics, mean_over_folds
@@ -44,23 +44,16 @@ def train(config: Config, resume: bool = False) -> Path:
         ConfigError: the evaluation at the end would not use what was trained, or cannot be made.
     """
     config = ready(config)
-    if config.datasets.test and config.dense.name != "clsclip":
-        raise ConfigError(
-            f"TASK clsclip: DATASETS.TEST would be measured without what is trained, DENSE.NAME is "
-            f"{config.dense.name!r}. Set DENSE.NAME clsclip, or leave DATASETS.TEST empty."
-        )
     courses = folds_of(config)
     for course in courses:
         _refuse_what_evaluation_would(course)
-    return [_train_one(course, resume) for course in courses][-1] if len(courses) == 1 else _all(courses, resume)
-
-
-def _all(courses: list[Config], resume: bool) -> Path:
+    if len(courses) == 1:
+        return _train_one(config, resume)
     path, found = Path(), []
     for course in courses:
-        path = Path(course.output_dir, "model_final.pth")
+        path = Path(course.output_dir, FINAL)
         if not (resume and path.is_file()):
-            _train_one(course, resume)
+            _train_one(course, resume, at_end=False)
         if course.datasets.test:
             found.append(_measure(_with_weights(course, path)))
     if found:
@@ -68,7 +61,8 @@ def _all(courses: list[Config], resume: bool) -> Path:
     return path
 
 
-def _train_one(config: Config, resume: bool) -> Path:
+def _train_one(config: Config, resume: bool, at_end: bool = True) -> Path:
+    """at_end: measure on DATASETS.TEST after the last update."""
     data = Data.of(config)
     folded = FoldDataset(data.train, split_for(config, data.train), config.clsclip.unlabelled)
     data = dataclasses.replace(data, train=folded, vocabulary=folded.words)
@@ -77,8 +71,10 @@ def _train_one(config: Config, resume: bool) -> Path:
     text = builder.text(data.vocabulary)
     task = ClsClipTask(network, builder.clip, text, data.vocabulary, config.solver, config.clsclip)
     builder.trained_clsclip = Trained(network, data.vocabulary.every_name)
+    if data.tests:
+        builder.component("dense", config.dense)  # raises now what it would raise at the end
     data.announce(network)
-    measure = _measure_while_training(builder, data.tests)
+    measure = _measure_while_training(builder, data.tests if at_end else [])
     return Trainer(task, data.batches, config, measure, starting_weights(network)).run(resume)
 
 
@@ -112,8 +108,7 @@ def evaluate(config: Config, resume: bool = False) -> Found:
     if not config.datasets.test:
         raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
     courses = folds_of(config)
-    trained = config.dense.name == "clsclip" and config.dense.options.get("injection") != "pinv"
-    if len(courses) > 1 and trained and not resume:
+    if len(courses) > 1 and uses_what_is_trained(config) and not resume:
         raise ConfigError(
             f"CLSCLIP.FOLD: {len(courses)} folds have weights of their own each, in OUTPUT_DIR/fold_N: "
             "evaluate with --resume, or name one fold."
@@ -137,38 +132,37 @@ def measure(builder: Builder, tests: list[SegmentationDataset]) -> Found:
     found: Found = {}
     for dataset in tests:
         split = split_for(config, dataset)
-        _refuse_leaks(builder, dataset.vocabulary, split)
+        if uses_what_is_trained(config):
+            _refuse_leaks(builder.trained_clsclip.names, dataset.vocabulary, split)
         size = TestSize(config.input.min_size_test, config.input.max_size_test)
         text = builder.text(dataset.vocabulary)
-        outcome = evaluate_pairs(
-            head, dataset, text, split, rule_of(config), size, config.test.max_images
-        )
+        outcome = evaluate_pairs(head, dataset, text, split, rule_of(config), size, config.test.max_images)
         system = system_of(config)
         found[dataset.name] = {system + name: metrics for name, metrics in outcome.metrics.items()}
         write_report(builder, dataset, split, outcome, found[dataset.name], len(tests) > 1)
     return found
 
 
-def _refuse_leaks(builder: Builder, vocabulary: Vocabulary, split: Split) -> None:
-    """Raises ConfigError where the weights have learned a class that this fold holds out."""
-    options = builder.config.dense
-    if options.name != "clsclip" or options.options.get("injection") == "pinv":
-        return
-    flags = vocabulary.with_seen(builder.trained_clsclip.names, forms).seen or ()
+def _refuse_leaks(trained: Sequence[str], vocabulary: Vocabulary, split: Split) -> None:
+    """Raises ConfigError where a class that this fold holds out is among the trained names."""
+    flags = vocabulary.with_seen(trained, forms).seen or ()
     learned = [vocabulary.shown[position] for position in split.held_out if flags[position]]
     if learned:
         raise ConfigError(
-            f"CLSCLIP.FOLD: the weights were trained on {', '.join(learned[:5])}, which this fold holds out. "
-            "Name the fold that they were trained in, or train this one."
+            f"CLSCLIP.FOLD: the weights are trained on {', '.join(learned[:5])}, which this fold holds out. "
+            "Name the fold that they are trained in, or train this one."
         )
+
+
+def uses_what_is_trained(config: Config) -> bool:
+    """Whether the dense head is a trained ClsCLIP."""
+    return config.dense.name == "clsclip" and config.dense.options.get("injection", "learned") == "learned"
 
 
 def rule_of(config: Config) -> PairRule:
     """When a pixel counts as found."""
     options = config.clsclip
-    return PairRule(
-        tuple(options.thresholds), options.rule == "argmax", options.unlabelled == "background"
-    )
+    return PairRule(tuple(options.thresholds), options.rule == "argmax", options.unlabelled == "background")
 
 
 def split_for(config: Config, dataset: SegmentationDataset) -> Split:
@@ -208,12 +202,18 @@ def folds_of(config: Config) -> list[Config]:
 def _refuse_what_evaluation_would(config: Config) -> None:
     """Raises now what would be raised after the training."""
     data = Data.of(config)
-    split_for(config, data.train)
-    rule_of(config)
+    base = split_for(config, data.train).base
+    trained = [name for position in base for name in data.train.vocabulary.names[position]]
     systems = [system_of(config) + name for name in rule_of(config).names]
     expected.parse(config.test.expected_results, [test.name for test in data.tests], systems)
+    if data.tests and not uses_what_is_trained(config):
+        raise ConfigError(
+            f"TASK clsclip: DATASETS.TEST would be measured without what is trained, DENSE.NAME is "
+            f"{config.dense.name!r}, its options {config.dense.options}. Set DENSE.NAME clsclip with "
+            "injection learned, or leave DATASETS.TEST empty."
+        )
     for test in data.tests:
-        split_for(config, test)
+        _refuse_leaks(trained, test.vocabulary, split_for(config, test))
 
 
 def _summarise(courses: list[Config], found: list[Found]) -> Found:

@@ -20,9 +20,9 @@ logger = logging.getLogger(__name__)
 COLUMNS = ("unseen", "FB-IoU", "seen", "FB-IoU seen", "hIoU")
 """unseen: mIoU of the held-out classes."""
 PROTOCOL = (
-    "pairs: every photo is asked for each class that it shows; IoU of a class from the pixels of all its pairs; "
-    "unseen: mean over the held-out classes; FB-IoU: mean of foreground and background IoU over all pairs of "
-    "held-out classes"
+    "pairs: every photo is asked for each class that it shows; IoU of a class from the pixels of all its "
+    "pairs; unseen: mean over the held-out classes; FB-IoU: mean of foreground and background IoU over all "
+    "pairs of held-out classes"
 )
 
 
@@ -48,7 +48,9 @@ def write_report(
     if not distributed.is_main():
         return
     config, vocabulary = builder.config, dataset.vocabulary
-    rows = [{"system": name, **metrics.as_dict(), "dataset": dataset.name} for name, metrics in systems.items()]
+    rows = [
+        {"system": name, **metrics.as_dict(), "dataset": dataset.name} for name, metrics in systems.items()
+    ]
     out = Path(config.output_dir, "inference")
     if folder_each:
         out /= dataset.name.replace("/", "_").replace(":", "_")

@@ -1,4 +1,4 @@
-"""Training ClsCLIP: of every photo one of its classes is drawn, and its pixels are to be told from the rest."""
+"""Training ClsCLIP: of every photo one class is drawn, whose pixels are to be told from the rest."""
 
 from __future__ import annotations
 
@@ -45,12 +45,12 @@ class ClsClipTask(WordsTask[ClsClipNetwork]):
         """{"loss_mask": cross-entropy of background and foreground}, mean over all labelled pixels of the
         samples that have a class to ask for; 0 where none has.
         """
-        pairs = [(image, asked) for image in range(len(batch)) if (asked := self._ask(batch, image)) >= 0]
-        if not pairs:
+        drawn = [self._ask(batch, image) for image in range(len(batch))]
+        images = torch.tensor([image for image, label in enumerate(drawn) if label >= 0], dtype=torch.int64)
+        if not len(images):
             nothing = torch.stack([parameter.sum() for parameter in self._network.parameters()]).sum() * 0.0
             return {"loss_mask": nothing}
-        images = torch.tensor([image for image, _ in pairs])
-        asked = torch.tensor([label for _, label in pairs])
+        asked = torch.tensor(drawn)[images]
         labels = batch.labels[images]
         target = torch.where(labels == VOID, VOID, (labels == asked[:, None, None]).long())
         maps = self._network(
@@ -112,4 +112,6 @@ def require_same_clip(state: Mapping[str, Any], clip: ClipModel, where: str) -> 
     """
     name = (state.get("clip") or {}).get("name")
     if name is not None and name != clip.name:
-        raise CheckpointError(f"{where} was trained with {name}, CLIP.MODEL is {clip.name}: set it to {name}.")
+        raise CheckpointError(
+            f"{where} was trained with {name}, CLIP.MODEL is {clip.name}: set it to {name}."
+        )
