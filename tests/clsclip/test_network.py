@@ -88,9 +88,7 @@ def test_injection_against_a_loop_over_blocks(clip: ClipModel, per_layer: bool) 
     with torch.no_grad():
         found = network.patches(clip.visual, network.start(clip.visual, images), rows, image_of)
         for pair, image in enumerate(image_of.tolist()):
-            tokens = {
-                block: network.maps[block - 1 if per_layer else 0](rows[pair]) for block in (1, 2)
-            }
+            tokens = {block: network.maps[block - 1 if per_layer else 0](rows[pair]) for block in (1, 2)}
             expected = by_hand(clip.visual, images[image], tokens)
             torch.testing.assert_close(found[pair], expected, rtol=1e-4, atol=1e-4)
     assert len(network.maps) == (2 if per_layer else 1)
@@ -186,7 +184,9 @@ def test_without_training_against_a_loop(clip: ClipModel) -> None:
                     tokens[0, 0] = own[0, 0] + length * back / back.norm()
                 tokens, own = vit.run_block(block, tokens), vit.run_block(block, own)
             last = visual.transformer.resblocks[-1]
-            values = last.ln_1(tokens[0, 1:]) @ last.attn.in_proj_weight[256:].T + last.attn.in_proj_bias[256:]
+            values = (
+                last.ln_1(tokens[0, 1:]) @ last.attn.in_proj_weight[256:].T + last.attn.in_proj_bias[256:]
+            )
             patches = tokens[0, 1:] + last.attn.out_proj(values)
             patches = visual.ln_post(patches + last.mlp(last.ln_2(patches))) @ visual.proj
             cosines = torch.nn.functional.cosine_similarity(patches, rows[pair][None], dim=1)
