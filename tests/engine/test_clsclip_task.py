@@ -17,12 +17,15 @@ from twostage.clip.model import ClipModel
 from twostage.clsclip.config import ClsClipNetworkConfig
 from twostage.clsclip.network import ClsClipNetwork
 from twostage.config import Config, ConfigError, load_config
+from twostage.data import catalog
 from twostage.data.errors import DatasetError
 from twostage.data.loader import cut_masks
 from twostage.data.sample import TrainBatch
+from twostage.data.shapes.dataset import ShapesDataset
 from twostage.engine.checkpoint import CheckpointError, read_checkpoint, write_weights
 from twostage.errors import TwostageError
 from twostage.evaluation.expected import UnexpectedResultError
+from twostage.networks import shipped
 from twostage.runs.dry_run import dry_run
 from twostage.tasks.clsclip import ClsClipTask, binary_cross_entropy
 from twostage.types import TextBank
@@ -171,7 +174,7 @@ def test_trains_resumes_and_is_measured_again(tmp_path: Path) -> None:
     written = json.loads((tmp_path / "out" / "inference" / "results.json").read_text(encoding="utf-8"))
     assert written["fold"]["held_out"] == ["gravel", "checkered ball", "dotted star", "mushroom", "boat"]
     assert [row["system"] for row in written["systems"]] == ["clsclip"]
-    with pytest.raises(ConfigError, match="trained on .*, which this fold holds out"):
+    with pytest.raises(ConfigError, match=r"trained on .*, which this fold holds out"):
         build.evaluate(config(tmp_path, f"MODEL.WEIGHTS={whole}", "CLSCLIP.FOLD=[0]"))
     maker = Builder(config(tmp_path, f"MODEL.CLSCLIP_WEIGHTS={whole}"))
     assert maker.words(Vocabulary.from_words("grass, boat")).vocabulary.seen == (True, False)
@@ -208,9 +211,6 @@ def test_a_figure_that_is_missed_is_told(tmp_path: Path) -> None:
     row = "TEST.EXPECTED_RESULTS=[[shapes_val@3, clsclip pinv argmax, unseen, 100.0, 0.0]]"
     words = ["DENSE.OPTIONS.INJECTION=pinv", "CLSCLIP.RULE=argmax", "DATASETS.TEST=[shapes_val@3]", row]
     build.evaluate(config(tmp_path, *words))  # only some photos: nothing is judged
-    from twostage.data import catalog
-    from twostage.data.shapes.dataset import ShapesDataset
-
     if "clsclip_two" not in catalog.names():
         catalog.register("clsclip_two", lambda _: ShapesDataset("val", 3, 2))
     with pytest.raises(UnexpectedResultError, match="1 of 1 expected figures"):
@@ -263,13 +263,9 @@ def test_weights_have_to_be_its_own(tmp_path: Path, words: list[str], told: str)
 
 def test_weights_of_another_kind_or_other_options(tmp_path: Path) -> None:
     stranger = Builder(config(tmp_path))
-    from twostage.networks import shipped
-
-    with pytest.raises(
-        CheckpointError, match=r"another kind of network than ClsClipNetwork, one with .*queries"
-    ):
-        file = shipped("package:shapes")
-        _ = Builder(config(tmp_path, f"MODEL.CLSCLIP_WEIGHTS={file}")).trained_clsclip
+    other = Builder(config(tmp_path, f"MODEL.CLSCLIP_WEIGHTS={shipped('package:shapes')}"))
+    with pytest.raises(CheckpointError, match=r"another kind of network than ClsClipNetwork, .*queries"):
+        _ = other.trained_clsclip
     write_weights(
         tmp_path / "own.safetensors",
         stranger.clsclip_network().state_dict(),
