@@ -113,5 +113,5 @@ def require_same_clip(state: Mapping[str, Any], clip: ClipModel, where: str) -> 
     name = (state.get("clip") or {}).get("name")
     if name is not None and name != clip.name:
         raise CheckpointError(
-            f"{where} was trained with {name}, CLIP.MODEL is {clip.name}: set it to {name}."
+            f"{where} was trained with {name}, CLIP.MODEL is {clip.name}: set CLIP.MODEL {name}."
         )
