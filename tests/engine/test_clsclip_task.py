@@ -181,7 +181,7 @@ def test_trains_resumes_and_is_measured_again(tmp_path: Path) -> None:
 
 
 def test_several_folds_and_their_mean(tmp_path: Path) -> None:
-    folds = ["CLSCLIP.FOLD=[1, 3]", "SOLVER.MAX_ITER=1", "TEST.MAX_IMAGES=3"]
+    folds = ["CLSCLIP.FOLD=[1, 3]", "SOLVER.MAX_ITER=1", "TEST.MAX_IMAGES=10"]
     build.train(config(tmp_path, *folds))
     out = tmp_path / "out"
     rows = json.loads((out / "folds.json").read_text(encoding="utf-8"))["systems"]

@@ -14,8 +14,8 @@ from twostage.data.folds import Split
 from twostage.data.sample import Sample
 from twostage.errors import TwostageError
 from twostage.evaluation.binary import PairCounts, PairMetrics, compute_pairs, mean_over_folds
-from twostage.evaluation.pairs import PairRule, classes_of, evaluate_pairs
-from twostage.types import DenseScores, TextBank
+from twostage.evaluation.pairs import PairRule, evaluate_pairs
+from twostage.types import DenseScores, PixelScores, TextBank
 from twostage.views import TestSize
 from twostage.vocabulary import Vocabulary
 
@@ -145,14 +145,18 @@ def test_thresholds_and_the_largest() -> None:
     assert head.asked == [[0, 1, 2, 3]]
 
 
-def test_banks_of_some_classes() -> None:
-    bank = TextBank(torch.eye(5), torch.tensor([0, 1, 1, 2, 3]), 4, 7.0)
-    found = classes_of(bank, [3, 1])
-    assert (found.num_classes, found.logit_scale) == (2, 7.0)
-    assert found.features.argmax(dim=1).tolist() == [1, 2, 4]
-    assert found.class_of.tolist() == [1, 1, 0]
-    with pytest.raises(TwostageError, match="class list is empty"):
-        classes_of(bank, [])
+def test_cells_beyond_the_photo_are_cut_off() -> None:
+    """A head with cells of 4 pixels on a photo of 6 x 6: the right third of its second column is beyond."""
+
+    class Cells(Truth):
+        def predict(self, images: Sequence[Tensor], text: TextBank) -> list[DenseScores]:
+            logits = torch.tensor([[[-1.0, 1.0], [-1.0, 1.0]]]).expand(text.num_classes, -1, -1)
+            return [PixelScores(logits, stride=4, image_hw=(6, 6)) for _ in images]
+
+    labels = torch.zeros(6, 6, dtype=torch.int64)
+    labels[:, 4:] = 2
+    found = evaluate_pairs(Cells(), Scenes(labels), BANK, Split((), (2,)), PairRule(), TestSize())
+    assert found.metrics[""].unseen == 100.0
 
 
 def test_what_cannot_be_evaluated() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from twostage.ops.masks import binarise, mask_boxes, mean_on_grid
-from twostage.types import Proposals, TextBank
+from twostage.types import Proposals
 
 CELLS = 4
 """A canvas has this many cells for one of the whole image's grid, each way: boxes are finer."""
@@ -73,14 +73,6 @@ def grown(boxes_xyxy: Tensor, padding: float, size_hw: tuple[int, int]) -> Tenso
     low = (corners[:, :2] - more).floor().long().clamp(min=0)
     high = (corners[:, 2:] + more).ceil().long().minimum(limit)
     return torch.cat([low, high], dim=1)
-
-
-def only(text: TextBank, classes: list[int]) -> TextBank:
-    """The bank of some classes, renumbered in this order."""
-    place = torch.full((text.num_classes,), -1, device=text.class_of.device)
-    place[classes] = torch.arange(len(classes), device=place.device)
-    rows = place[text.class_of] >= 0
-    return TextBank(text.features[rows], place[text.class_of[rows]], len(classes), text.logit_scale)
 
 
 class Canvas:

@@ -178,7 +178,7 @@ class ClsClipDense:
             classes = plan.classes_of(number)
             left, top, right, bottom = box
             crop = self._pixels(image[:, top:bottom, left:right], self._crop_hw())
-            canvas.paste(box, classes, self._maps(crop, _zoom.only(text, classes)))
+            canvas.paste(box, classes, self._maps(crop, text.subset(classes)))
         return canvas.maps
 
     def _whole(self, image: Tensor, text: TextBank) -> Tensor:

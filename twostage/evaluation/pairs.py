@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,7 +17,7 @@ from twostage.engine import distributed
 from twostage.errors import TwostageError
 from twostage.evaluation.binary import PairCounts, PairMetrics, compute_pairs
 from twostage.interfaces import DenseHead
-from twostage.types import TextBank
+from twostage.types import DenseScores, PixelScores, TextBank
 from twostage.views import TestSize
 
 logger = logging.getLogger(__name__)
@@ -91,12 +90,12 @@ def evaluate_pairs(
             spoken = time.monotonic()
             left = (len(mine) - done) * (spoken - started) / done
             logger.info("%s: %d of %d photos, %.0f s left", dataset.name, done, len(mine), left)
-    for other in distributed.all_gather_object(counts)[1:]:
+    merged, *others = distributed.all_gather_object(counts)
+    for other in others:
         for name, own in other.items():
-            counts[name].merge(own)
-    # Gathered on every process from all of them, the first being rank 0's.
-    first = next(iter(counts.values()))
-    metrics = {name: compute_pairs(own, dataset.vocabulary, split) for name, own in counts.items()}
+            merged[name].merge(own)
+    first = next(iter(merged.values()))
+    metrics = {name: compute_pairs(own, dataset.vocabulary, split) for name, own in merged.items()}
     return PairOutcome(metrics, total, int(first.pairs.sum()), time.monotonic() - started)
 
 
@@ -118,10 +117,8 @@ def _one(
     if not present:
         return
     asked = list(part) if rule.argmax else present
-    [scores] = head.predict([size.resize(sample.image)], classes_of(text, asked))
-    logits = scores.logits.float().cpu()
-    height, width = sample.labels.shape
-    full = functional.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0]
+    [scores] = head.predict([size.resize(sample.image)], text.subset(asked))
+    full = _enlarged(scores, (sample.labels.shape[0], sample.labels.shape[1]))
     best = full.argmax(dim=0) if rule.argmax else None
     for label in present:
         row = asked.index(label)
@@ -130,15 +127,11 @@ def _one(
             own.update(label, found, sample.labels, rule.void_is_background)
 
 
-def classes_of(text: TextBank, classes: Sequence[int]) -> TextBank:
-    """The bank of some classes, renumbered in this order.
-
-    Raises:
-        TwostageError: no class is asked for.
-    """
-    if not classes:
-        raise TwostageError("The class list is empty: ask for at least one class.")
-    place = torch.full((text.num_classes,), -1, device=text.class_of.device)
-    place[list(classes)] = torch.arange(len(classes), device=place.device)
-    rows: Tensor = place[text.class_of] >= 0
-    return TextBank(text.features[rows], place[text.class_of[rows]], len(classes), text.logit_scale)
+def _enlarged(scores: DenseScores, size_hw: tuple[int, int]) -> Tensor:
+    """(K, H, W) float32 on the CPU, bilinear. Cells that reach beyond the photo are cut off before."""
+    logits = scores.logits.float().cpu()[None]
+    if isinstance(scores, PixelScores):
+        size = (logits.shape[-2] * scores.stride, logits.shape[-1] * scores.stride)
+        logits = functional.interpolate(logits, size, mode="bilinear", align_corners=False)
+        logits = logits[..., : scores.image_hw[0], : scores.image_hw[1]]
+    return functional.interpolate(logits, size_hw, mode="bilinear", align_corners=False)[0]
