@@ -63,7 +63,8 @@ class PinvInjection:
         patches = patches + last.ls_2(vit.feed_forward(last, last.ln_2(patches)))
         unit = functional.normalize(vit.readout(visual, patches).float(), dim=-1)
         cosines: Tensor = torch.einsum("pnd,pd->pn", unit, words.float())
-        return cosines.unflatten(1, started.grid)
+        maps: Tensor = cosines.unflatten(1, started.grid)
+        return maps
 
     def class_token(self, words: Tensor, own: Tensor) -> Tensor:
         """(P, E) words and (P, D) native class tokens -> (P, 1, D) what takes their place."""

@@ -45,6 +45,7 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     config = ready(config)
     courses = folds_of(config)
+    _refuse_unknown_figures(config)
     for course in courses:
         _refuse_what_evaluation_would(course)
     if len(courses) == 1:
@@ -108,6 +109,7 @@ def evaluate(config: Config, resume: bool = False) -> Found:
     if not config.datasets.test:
         raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
     courses = folds_of(config)
+    _refuse_unknown_figures(config)
     if len(courses) > 1 and uses_what_is_trained(config) and not resume:
         raise ConfigError(
             f"CLSCLIP.FOLD: {len(courses)} folds have weights of their own each, in OUTPUT_DIR/fold_N: "
@@ -193,6 +195,7 @@ def folds_of(config: Config) -> list[Config]:
         dataclasses.replace(
             config,
             output_dir=str(Path(config.output_dir, f"fold_{fold}")),
+            test=dataclasses.replace(config.test, expected_results=[]),  # these speak of the mean
             clsclip=dataclasses.replace(config.clsclip, fold=[fold]),
         )
         for fold in folds
@@ -204,8 +207,6 @@ def _refuse_what_evaluation_would(config: Config) -> None:
     data = Data.of(config)
     base = split_for(config, data.train).base
     trained = [name for position in base for name in data.train.vocabulary.names[position]]
-    systems = [system_of(config) + name for name in rule_of(config).names]
-    expected.parse(config.test.expected_results, [test.name for test in data.tests], systems)
     if data.tests and not uses_what_is_trained(config):
         raise ConfigError(
             f"TASK clsclip: DATASETS.TEST would be measured without what is trained, DENSE.NAME is "
@@ -214,6 +215,13 @@ def _refuse_what_evaluation_would(config: Config) -> None:
         )
     for test in data.tests:
         _refuse_leaks(trained, test.vocabulary, split_for(config, test))
+
+
+def _refuse_unknown_figures(config: Config) -> None:
+    """Raises ConfigError where TEST.EXPECTED_RESULTS speaks of something that is not measured."""
+    systems = [system_of(config) + name for name in rule_of(config).names]
+    names = [catalog.get(name, config.datasets.root).name for name in config.datasets.test]
+    expected.parse(config.test.expected_results, names, systems)
 
 
 def _summarise(courses: list[Config], found: list[Found]) -> Found:
