@@ -177,7 +177,11 @@ def test_trains_resumes_and_is_measured_again(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"trained on .*, which this fold holds out"):
         build.evaluate(config(tmp_path, f"MODEL.WEIGHTS={whole}", "CLSCLIP.FOLD=[0]"))
     maker = Builder(config(tmp_path, f"MODEL.CLSCLIP_WEIGHTS={whole}"))
-    assert maker.words(Vocabulary.from_words("grass, boat")).vocabulary.seen == (True, False)
+    words = maker.words(Vocabulary.from_words("grass, boat"))
+    assert words.vocabulary.seen == (True, False)
+    photo = torch.randint(0, 256, (3, 50, 70), dtype=torch.uint8)
+    [made] = maker.segmenter().segment([photo], words)  # beyond one word: a dense head like the others
+    assert made.labels.shape == (50, 70)
 
 
 def test_several_folds_and_their_mean(tmp_path: Path) -> None:
@@ -231,7 +235,11 @@ def test_a_figure_that_is_missed_is_told(tmp_path: Path) -> None:
         (["MODEL.CLSCLIP.DECODER_HEAD=3"], ConfigError, "unknown option DECODER_HEAD"),
         (["MODEL.CLSCLIP.DECODER_HEADS=3"], ConfigError, "3 heads cannot share"),
         (["CLIP.MODEL=twostage-mini-rn"], TwostageError, "not open_clip's VisionTransformer"),
-        (["TEST.EXPECTED_RESULTS=[[shapes_test, clsclip, mIuU, 1, 1]]"], ConfigError, "Did you mean 'mIoU'"),
+        (
+            ["TEST.EXPECTED_RESULTS=[[shapes_test, clsclip, mIuU, 1, 1]]"],
+            ConfigError,
+            "metric 'mIuU' is not evaluated",
+        ),
     ],
 )
 def test_what_evaluation_would_refuse_is_refused_first(

@@ -19,6 +19,7 @@ from twostage.engine.checkpoint import FINAL, Checkpointer, CheckpointError
 from twostage.engine.trainer import Trainer
 from twostage.evaluation import expected
 from twostage.evaluation.binary import PairMetrics, mean_over_folds
+from twostage.evaluation.expected import Expectation
 from twostage.evaluation.pairs import PairRule, evaluate_pairs
 from twostage.networks import Trained
 from twostage.runs.clsclip_report import system_of, write_folds, write_report
@@ -45,7 +46,7 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     config = ready(config)
     courses = folds_of(config)
-    _refuse_unknown_figures(config)
+    figures_of(config)
     for course in courses:
         _refuse_what_evaluation_would(course)
     if len(courses) == 1:
@@ -108,8 +109,7 @@ def evaluate(config: Config, resume: bool = False) -> Found:
     """
     if not config.datasets.test:
         raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
-    courses = folds_of(config)
-    _refuse_unknown_figures(config)
+    courses, figures = folds_of(config), figures_of(config)
     if len(courses) > 1 and uses_what_is_trained(config) and not resume:
         raise ConfigError(
             f"CLSCLIP.FOLD: {len(courses)} folds have weights of their own each, in OUTPUT_DIR/fold_N: "
@@ -118,7 +118,7 @@ def evaluate(config: Config, resume: bool = False) -> Found:
     found = [_measure(_newest(course) if resume else course) for course in courses]
     result = found[0] if len(found) == 1 else _summarise(courses, found)
     if not config.test.max_images:
-        expected.require_met(expected.judge(expected.parse(config.test.expected_results), result))
+        expected.require_met(expected.judge(figures, result))
     return result
 
 
@@ -217,11 +217,15 @@ def _refuse_what_evaluation_would(config: Config) -> None:
         _refuse_leaks(trained, test.vocabulary, split_for(config, test))
 
 
-def _refuse_unknown_figures(config: Config) -> None:
-    """Raises ConfigError where TEST.EXPECTED_RESULTS speaks of something that is not measured."""
+def figures_of(config: Config) -> list[Expectation]:
+    """TEST.EXPECTED_RESULTS.
+
+    Raises:
+        ConfigError: a row speaks of something that is not measured.
+    """
     systems = [system_of(config) + name for name in rule_of(config).names]
     names = [catalog.get(name, config.datasets.root).name for name in config.datasets.test]
-    expected.parse(config.test.expected_results, names, systems)
+    return expected.parse(config.test.expected_results, names, systems, expected.PAIR_METRICS)
 
 
 def _summarise(courses: list[Config], found: list[Found]) -> Found:

@@ -65,7 +65,8 @@ def write_report(
     )
     verdicts = []
     if not config.test.max_images:
-        wanted = [row for row in expected.parse(config.test.expected_results) if row.dataset == dataset.name]
+        rows_of = expected.parse(config.test.expected_results, metrics=expected.PAIR_METRICS)
+        wanted = [row for row in rows_of if row.dataset == dataset.name]
         verdicts = expected.judge(wanted, {dataset.name: systems})
     path = report.write_results(
         out / "results.json",

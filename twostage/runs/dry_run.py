@@ -240,6 +240,7 @@ def _test_time(config: Config, plan: Plan) -> None:
 def _measurement(config: Config, names: list[str], plan: Plan) -> None:
     """names: of the data sets of DATASETS.TEST, as results have them."""
     known: Sequence[str] = ALL_SYSTEMS
+    metrics = expected.PAIR_METRICS if config.task == "clsclip" else expected.METRICS
     if config.task == "clsclip":
         try:
             known = [system_of(config) + name for name in rule_of(config).names]
@@ -250,7 +251,7 @@ def _measurement(config: Config, names: list[str], plan: Plan) -> None:
         if name not in ALL_SYSTEMS:
             plan.wrong.append(f"TEST.SYSTEMS: unknown system {name!r}.{nearest(name, ALL_SYSTEMS)}")
     try:
-        rows = expected.parse(config.test.expected_results, names, config.test.systems or known)
+        rows = expected.parse(config.test.expected_results, names, config.test.systems or known, metrics)
     except ConfigError as error:
         plan.wrong.append(str(error))
         return
