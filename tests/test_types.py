@@ -206,6 +206,19 @@ def test_a_bank_moves_whole() -> None:
     assert TextBank(yes(1, 2), f32(1).long(), 1).to("cpu").no_object is None
 
 
+def test_a_bank_of_some_classes() -> None:
+    bank = TextBank(torch.eye(5), torch.tensor([0, 1, 1, 2, 3]), 4, 7.0)
+    found = bank.subset([3, 1])
+    assert (found.num_classes, found.logit_scale) == (2, 7.0)
+    assert found.features.argmax(dim=1).tolist() == [1, 2, 4]
+    assert found.class_of.tolist() == [1, 1, 0]
+    with pytest.raises(ShapeError, match="class list is empty"):
+        bank.subset([])
+    for wrong in (4, -1):
+        with pytest.raises(ShapeError, match=rf"classes of 0\.\.3, got \[0, {wrong}\]"):
+            bank.subset([0, wrong])
+
+
 def test_absent_evidence_is_none_and_void_is_minus_one() -> None:
     evidence = Evidence((2, 3))
     assert (

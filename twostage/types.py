@@ -145,6 +145,27 @@ class TextBank:
         index = self.class_of.expand(rows.shape)
         return out.scatter_reduce(-1, index, rows, reduce="amax")
 
+    def subset(self, classes: Sequence[int]) -> TextBank:
+        """The rows of these classes alone, which are renumbered in this order.
+
+        Raises:
+            ShapeError: no class is asked for, or one that is not there.
+        """
+        _require(len(classes) > 0, "TextBank.subset: the class list is empty: ask for at least one class")
+        _require(
+            min(classes) >= 0 and max(classes) < self.num_classes,
+            f"TextBank.subset: expected classes of 0..{self.num_classes - 1}, got {[*classes]}",
+        )
+        place = torch.full((self.num_classes,), -1, device=self.class_of.device)
+        place[list(classes)] = torch.arange(len(classes), device=place.device)
+        rows = place[self.class_of] >= 0
+        return replace(
+            self,
+            features=self.features[rows],
+            class_of=place[self.class_of[rows]],
+            num_classes=len(classes),
+        )
+
     @property
     def _in_order(self) -> bool:
         return torch.equal(self.class_of.cpu(), torch.arange(self.num_classes))
