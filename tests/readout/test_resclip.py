@@ -17,6 +17,7 @@ from twostage.clip.model import ClipModel
 from twostage.errors import TwostageError
 from twostage.ops.pamr import pamr
 from twostage.readout import presets, vit
+from twostage.readout.attention import parse
 from twostage.readout.engine import Tower, fitted
 from twostage.readout.look import Look, logits
 from twostage.readout.methods.resclip import blended, first_labels, first_reading, second_reading
@@ -213,6 +214,8 @@ def test_how_the_attention_is_weighed() -> None:
         "2.0 * [0.5 * qq + 1.5 * feedback] + 2.0 * [1.0 * identity]"
     )
     assert blended("kk + captured(3)", {**settings, "lambda_r": 0, "lambda_s": 0}) == "2.0 * [1.0 * kk]"
+    hardly = parse(blended("kk + captured(3)", {**settings, "lambda_r": 1e-6, "lambda_s": 0}))
+    assert hardly[1].weight == 2e-6, "small weights are written without an exponent"
 
 
 @pytest.mark.parametrize(
