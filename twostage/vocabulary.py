@@ -126,7 +126,8 @@ class Vocabulary:
         """The classes at these positions, in this order."""
         seen = None if self.seen is None else tuple(self.seen[p] for p in positions)
         ids = tuple(self.label_ids[p] for p in positions)
-        rest = list(positions).index(self.background) if self.background in positions else None
+        kept = {position: place for place, position in enumerate(positions)}
+        rest = None if self.background is None else kept.get(self.background)
         return Vocabulary(tuple(self.names[p] for p in positions), seen, ids, rest)
 
     def seen_only(self) -> Vocabulary:

@@ -110,9 +110,9 @@ ITACLIP = _family(
     },
 )
 # alpha .3 in place of .08 on these two
-_STREETS = {"more": {"attention": "[qk_procrustes(5) + 0.3 * kk_centred]"}}
+_STREETS = {"attention": "[qk_procrustes(5) + 0.3 * kk_centred]"}
 PEARL = {
-    name: replace(one, **_STREETS) if name in ("Cityscapes", "ADE20K") else one
+    name: replace(one, more=_STREETS) if name in ("Cityscapes", "ADE20K") else one
     for name, one in NACLIP.items()
 }
 # Later papers' figures: ClearCLIP's table without background, SCLIP's lists with it.
