@@ -163,6 +163,9 @@ def test_without_timm(small: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None
 class Pickled:
     """What a file of weights must not hold."""
 
+    def __str__(self) -> str:
+        return "a class of one's own"
+
 
 @pytest.mark.parametrize(
     ("content", "words"),
