@@ -32,6 +32,7 @@ def resclip(look: Look) -> Tensor:
 
 def first_reading(look: Look) -> Reading:
     """With the captured maps, without the feedback."""
+    blended(look.knobs.attention, look.settings)  # what the second could not do is said before the first
     return look.read(attention=blended(look.knobs.attention, {**look.settings, "lambda_s": 0.0}))
 
 
