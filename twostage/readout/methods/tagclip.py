@@ -208,7 +208,6 @@ PRESETS = (
         method=tagclip,
         settings={"sharpness": 100.0, "share": 0.5, "empty_box": "stop"},
         choices={"empty_box": ("stop", "skip")},
-        single_pass=False,
         note=(
             "made for image tags (mAP 92.8 on VOC07); logits are logarithms of probabilities at sharpness "
             "100, whatever the text's scale; the maps of attention of every block are made; share and "
