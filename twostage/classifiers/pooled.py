@@ -41,10 +41,11 @@ class PooledClassifier:
     @dataclass(frozen=True)
     class Config:
         """level: where places become a region. "logits": the mean of the places' logits; "features": the mean
-        of their unit features, brought to length one (the same order of classes, but for synonyms); "values": the mean of the last block's values, before
-        its MLP (TextRegion); on a ModifiedResNet the mean of the places' vectors before they are brought to
-        length one, which is the same as pooling its values, for only linear layers follow; "attention": every
-        mask has a class token that looks at its own places only (on a ModifiedResNet: the attention pool).
+        of their unit features, brought to length one (the same order of classes, but for synonyms); "values":
+        the mean of the last block's values, before its MLP (TextRegion); on a ModifiedResNet the mean of the
+        places' vectors before they are brought to length one, which is the same as pooling its values, for
+        only linear layers follow; "attention": every mask has a class token that looks at its own places only
+        (on a ModifiedResNet: the attention pool).
 
         short_edge: pixels of the image's short side before the tower; None: twice the tower's own size; 0: as
         it is. long_edge: pixels that the long side may have at most. positions: how the position table is
