@@ -156,8 +156,8 @@ def slow_attention(
         {"level": "features"},
         {"level": "values"},
         {"level": "attention"},
-        {"level": "attention", "blocks": 3},
-        {"level": "attention", "itself": True},
+        {"level": "attention", "blocks": 1},
+        {"level": "attention", "itself": True, "blocks": 1},
         {"level": "attention", "itself": True, "blocks": 4},
     ],
 )
@@ -182,7 +182,7 @@ def test_the_formulas_on_a_vision_transformer(vit: ClipModel, options: dict[str,
         elif level == "values":
             expected = slow_logits(slow_value(visual, tokens[-1], row))
         else:
-            blocks, itself = options.get("blocks", 1), options.get("itself", False)
+            blocks, itself = options.get("blocks", 3), options.get("itself", False)  # 3 of 4
             expected = slow_logits(slow_attention(visual, tokens, row, blocks, itself))
         torch.testing.assert_close(made.logits[r], torch.tensor(expected), rtol=1e-4, atol=1e-3)
 
@@ -235,7 +235,7 @@ def test_the_formulas_on_a_resnet(resnet: ClipModel, level: str) -> None:
 
 
 @pytest.mark.parametrize("size", [None, (64, 96)])
-@pytest.mark.parametrize(("tower", "blocks"), [("vit", 1), ("vit", 2), ("vit", 4), ("resnet", 1)])
+@pytest.mark.parametrize(("tower", "blocks"), [("vit", 1), ("vit", 2), ("vit", 4), ("resnet", 0)])
 def test_a_mask_of_everything_that_sees_itself_is_the_image(
     request: pytest.FixtureRequest, tower: str, size: tuple[int, int] | None, blocks: int
 ) -> None:
@@ -382,7 +382,7 @@ def test_the_factor_multiplies_every_logit(vit: ClipModel) -> None:
         ({"level": "feature"}, "Did you mean 'features'"),
         ({"positions": "bicubik"}, "Did you mean 'bicubic'"),
         ({"short_edge": -1}, "short_edge must be at least 0"),
-        ({"blocks": 0}, "blocks must be at least 1"),
+        ({"blocks": -1}, "blocks must be at least 0"),
         ({"mask_chunk": 0}, "mask_chunk must be at least 1"),
         ({"mask_threshold": 1.0}, "None weighs"),
         ({"logit_factor": 0.0}, "logit_factor must be above 0"),

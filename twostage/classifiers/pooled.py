@@ -41,10 +41,11 @@ class PooledClassifier:
     @dataclass(frozen=True)
     class Config:
         """level: where places become a region. "logits": the mean of the places' logits; "features": the mean
-        of their unit features, brought to length one; "values": the mean of the last block's values, before
-        its MLP (TextRegion); on a ModifiedResNet the mean of the places' vectors before they are brought to
-        length one, which is the same as pooling its values, for only linear layers follow; "attention": every
-        mask has a class token that looks at its own places only (on a ModifiedResNet: the attention pool).
+        of their unit features, brought to length one (the same order of classes, but for synonyms); "values":
+        the mean of the last block's values, before its MLP (TextRegion); on a ModifiedResNet the mean of the
+        places' vectors before they are brought to length one, which is the same as pooling its values, for
+        only linear layers follow; "attention": every mask has a class token that looks at its own places only
+        (on a ModifiedResNet: the attention pool).
 
         short_edge: pixels of the image's short side before the tower; None: twice the tower's own size; 0: as
         it is. long_edge: pixels that the long side may have at most. positions: how the position table is
@@ -54,14 +55,14 @@ class PooledClassifier:
         For a VisionTransformer: attention, where patches look in the last block, as the dense head writes it,
         at every level but "attention"; residual, ffn: whether the last block adds its input and runs its MLP,
         None for on at "logits" and "features", and at "values" the residual off. For level "attention":
-        blocks, how many last blocks the masks' own tokens go through (a ModifiedResNet has one); itself:
-        whether such a token looks at itself too, as the trained one does.
+        blocks, how many last blocks the masks' own tokens go through, 0 for two thirds of the tower (a
+        ModifiedResNet has one); itself: whether such a token looks at itself too, as the trained one does.
 
         chunk: images in one pass of the tower; mask_chunk: masks of an image pooled at once, which bounds the
         memory.
         """
 
-        level: Literal["logits", "features", "values", "attention"] = "attention"
+        level: Literal["logits", "features", "values", "attention"] = "values"
         short_edge: int | None = None
         long_edge: int = 2048
         positions: PositionMode = "bicubic"
@@ -70,7 +71,7 @@ class PooledClassifier:
         attention: str = "identity"
         residual: bool | None = None
         ffn: bool | None = None
-        blocks: int = 1
+        blocks: int = 0
         itself: bool = False
         chunk: int = 8
         mask_chunk: int = 64
@@ -95,8 +96,9 @@ class PooledClassifier:
             self.cell_hw = (32, 32)
         else:
             tower = Tower(clip.visual)
-            knobs = fitted(config.knobs, len(tower.blocks))
-            self._reader = VitReader(tower, knobs, config.blocks, config.itself)
+            depth = len(tower.blocks)
+            blocks = config.blocks or max(1, round(depth * 2 / 3))
+            self._reader = VitReader(tower, fitted(config.knobs, depth), blocks, config.itself)
             self.cell_hw = tower.cell_hw
 
     @classmethod
@@ -226,7 +228,7 @@ def _check_options(config: PooledClassifier.Config) -> None:
             raise TwostageError(
                 f"PooledClassifier: unknown {option} {value!r}.{nearest(str(value), allowed)}"
             )
-    least = {"short_edge": 0, "long_edge": 1, "blocks": 1, "chunk": 1, "mask_chunk": 1}
+    least = {"short_edge": 0, "long_edge": 1, "blocks": 0, "chunk": 1, "mask_chunk": 1}
     for option, bound in least.items():
         value = getattr(config, option)
         if value is not None and value < bound:
