@@ -145,12 +145,12 @@ def test_a_misspelt_system_is_said_before_words_are_asked_for(photos: Path, caps
     assert "Did you mean 'shapes'?" in capsys.readouterr().err
 
 
-def test_own_words_of_the_drawn_world_only() -> None:
-    from twostage.cli.segment import _own_words
+def testown_words_of_the_drawn_world_only() -> None:
+    from twostage.cli.segment import own_words
 
-    assert len(_own_words("shapes")) == 20
+    assert len(own_words("shapes")) == 20
     with pytest.raises(TwostageError, match="--classes"):
-        _own_words("sam-vit-b16")
+        own_words("sam-vit-b16")
 
 
 def test_stopping_is_no_accident(monkeypatch: pytest.MonkeyPatch, capsys: Said) -> None:

@@ -150,6 +150,28 @@ def test_dense_alone_has_no_recall(caplog: pytest.LogCaptureFixture) -> None:
     assert "shapes_val: 1 of 2 photos" in caplog.text
 
 
+def test_true_masks_are_named_with_the_prior_too() -> None:
+    """The oracle of masks has no dense map of its own, and still knows what was said of the whole photo."""
+
+    class Certain:
+        def predict(self, images: Any, text: Any) -> Any:
+            from twostage.types import DenseScores
+
+            return [DenseScores(torch.zeros(20, 1, 1), image=99 * torch.eye(20)[3]) for _ in images]
+
+    prior = GeometricEnsemble(GeometricEnsemble.Config(use=("regions",), presence=1.0))
+    shown: list[set[int]] = []
+    evaluate(
+        replace(system(), dense=Certain()),
+        DATA,
+        WORDS,
+        {ORACLE_MASKS: prior, "mine": prior},
+        1,
+        lambda _, maps: shown.extend(set(made.labels.unique().tolist()) for made in maps.values()),
+    )
+    assert shown == [{3}, {3}]
+
+
 class Lacking:
     """A photo without ground truth, or none at all."""
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from twostage.ensembles.geometric import GeometricEnsemble
 from twostage.ensembles.per_pixel import PerPixelEnsemble
 from twostage.errors import TwostageError
+from twostage.interfaces import RegionDenseHead
 from twostage.segmenter import Segmenter, Words
 from twostage.types import DenseScores, Evidence, Proposals, RegionScores, Segmentation, TextBank
 from twostage.views import TestSize
@@ -98,6 +99,38 @@ def test_what_is_left_out_stays_none(slots: tuple[str, ...], present: set[str]) 
     parts = ("proposals", "stage_one", "regions", "dense", "pixels")
     assert {name for name in parts if getattr(evidence, name) is not None} == present
     assert recorder.calls[0][1][0] == [(20, 30)], "size 0 leaves photos as they are"
+
+
+class Guided(Recorder):
+    """Looks densely along masks."""
+
+    wants_regions = True
+
+    def predict(  # type: ignore[override]
+        self, images: Sequence[Tensor], text: TextBank, proposals: Sequence[Proposals]
+    ) -> list[DenseScores]:
+        self._note("predict", images, text, list(proposals))
+        return [DenseScores(torch.zeros(4, 1, 1)) for _ in images]
+
+
+def test_a_dense_head_that_wants_regions_gets_them() -> None:
+    guided = Guided()
+    assert isinstance(guided, RegionDenseHead)
+    segmenter = Segmenter(guided, Strips(Strips.Config(2)), dense=guided, size=TestSize(10, 18))
+    found = segmenter.gather(PHOTOS, WORDS)
+    [(_, (sizes, text, masks))] = [call for call in guided.calls if call[0] == "predict"]
+    assert [one.size_hw for one in masks] == sizes == [(10, 15), (18, 9)]
+    assert text is WORDS.text
+    assert all(one is evidence.proposals for one, evidence in zip(masks, found, strict=True))
+    given = Proposals(torch.ones(3, 10, 15, dtype=torch.bool), torch.ones(3))
+    segmenter.gather(PHOTOS[:1], WORDS, [given])
+    assert guided.calls[-1][1][2] == [given]
+
+
+@pytest.mark.parametrize("slot", ["dense", "pixels"])
+def test_a_dense_head_that_wants_regions_needs_stage_one(slot: str) -> None:
+    with pytest.raises(TwostageError, match=rf"{slot.upper()}.NAME: Guided .* set PROPOSALS.NAME"):
+        Segmenter(Recorder(), **{slot: Guided()})  # type: ignore[arg-type]
 
 
 def test_given_masks_take_the_place_of_stage_one() -> None:

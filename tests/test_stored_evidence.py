@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,22 @@ def test_hard_masks_and_scores_come_back_exactly(tmp_path: Path, count: int) -> 
     assert given.dense is not None
     assert torch.equal(back.dense.logits, given.dense.logits)
     assert back.proposals.logits is back.stage_one
+
+
+def test_what_was_said_of_the_whole_image_comes_back(tmp_path: Path) -> None:
+    plain = evidence(soft_masks(4) > 0.5)
+    assert plain.regions is not None
+    assert plain.dense is not None
+    regions, dense = replace(plain.regions, image=torch.rand(5)), replace(plain.dense, image=torch.rand(5))
+    given = replace(plain, regions=regions, dense=dense)
+    for back in (returned(tmp_path, given), stored_evidence.to_device(given, torch.device("cpu"))):
+        for name in ("regions", "dense"):
+            assert torch.equal(getattr(back, name).image, getattr(given, name).image)
+        assert back.stage_one is not None
+        assert back.stage_one.image is None
+    unsaid = returned(tmp_path, plain)
+    assert unsaid.dense is not None
+    assert unsaid.dense.image is None
 
 
 @pytest.mark.parametrize("stride", [1, 2, 4, 8])

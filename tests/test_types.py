@@ -78,6 +78,14 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
         r"no_object: expected \(3,\)",
     ),
     "dense of a batch": (lambda: DenseScores(f32(1, 2, 3, 4)), r"DenseScores\.logits: expected \(K, h, w\)"),
+    "whole image of other classes": (
+        lambda: RegionScores(f32(3, 2), yes(3, dtype=torch.bool), image=f32(3)),
+        r"RegionScores\.image: expected \(2,\), got \(3,\)",
+    ),
+    "whole image with an axis": (
+        lambda: DenseScores(f32(2, 3, 4), image=f32(1, 2)),
+        r"DenseScores\.image: expected \(2,\), got \(1, 2\)",
+    ),
     "cells that do not cover": (
         lambda: PixelScores(f32(2, 3, 4), 4, (13, 16)),
         r"\(3, 4\) cells of 4 pixels do not cover an image of \(13, 16\)",
@@ -198,6 +206,19 @@ def test_a_bank_moves_whole() -> None:
     assert TextBank(yes(1, 2), f32(1).long(), 1).to("cpu").no_object is None
 
 
+def test_a_bank_of_some_classes() -> None:
+    bank = TextBank(torch.eye(5), torch.tensor([0, 1, 1, 2, 3]), 4, 7.0)
+    found = bank.subset([3, 1])
+    assert (found.num_classes, found.logit_scale) == (2, 7.0)
+    assert found.features.argmax(dim=1).tolist() == [1, 2, 4]
+    assert found.class_of.tolist() == [1, 1, 0]
+    with pytest.raises(ShapeError, match="class list is empty"):
+        bank.subset([])
+    for wrong in (4, -1):
+        with pytest.raises(ShapeError, match=rf"classes of 0\.\.3, got \[0, {wrong}\]"):
+            bank.subset([0, wrong])
+
+
 def test_absent_evidence_is_none_and_void_is_minus_one() -> None:
     evidence = Evidence((2, 3))
     assert (
@@ -210,3 +231,44 @@ def test_absent_evidence_is_none_and_void_is_minus_one() -> None:
     )
     assert VOID == -1
     assert Segmentation(torch.full((1, 1), VOID, dtype=torch.int32)).info == {}
+
+
+def test_evidence_of_some_classes() -> None:
+    draw = torch.Generator().manual_seed(0)
+    logits, valid = torch.randn(2, 4, generator=draw), torch.tensor([True, False])
+    first = RegionScores(logits, valid, torch.zeros(2))
+    second = RegionScores(logits + 1, valid, image=torch.arange(4.0))
+    dense = DenseScores(torch.randn(4, 2, 3, generator=draw), image=torch.arange(4.0) + 1)
+    pixels = PixelScores(
+        torch.randn(4, 2, 3, generator=draw), 4, (8, 12), torch.randn(5, 2, 3, generator=draw)
+    )
+    given = Evidence((8, 12), None, first, second, dense, pixels)
+    some = given.of_classes(torch.tensor([2, 0]))
+    assert some.stage_one is not None
+    assert torch.equal(some.stage_one.logits, logits[:, [2, 0]])
+    assert some.stage_one.no_object is first.no_object
+    assert some.regions is not None
+    assert some.regions.image is not None
+    assert some.regions.image.tolist() == [2, 0]
+    assert torch.equal(some.regions.valid, valid)
+    assert some.dense is not None
+    assert some.dense.image is not None
+    assert some.dense.image.tolist() == [3, 1]
+    assert torch.equal(some.dense.logits, dense.logits[[2, 0]])
+    assert isinstance(some.pixels, PixelScores)
+    assert some.pixels.embeddings is pixels.embeddings
+    assert torch.equal(some.pixels.logits, pixels.logits[[2, 0]])
+    assert Evidence((8, 12)).of_classes(torch.tensor([0])) == Evidence((8, 12))
+
+
+def test_scores_move_with_all_they_hold() -> None:
+    away = torch.device("meta")
+    pixels = PixelScores(torch.zeros(4, 2, 3), 4, (8, 12), torch.zeros(5, 2, 3), image=torch.zeros(4)).to(
+        away
+    )
+    assert pixels.embeddings is not None
+    assert pixels.image is not None
+    assert {one.device.type for one in (pixels.logits, pixels.embeddings, pixels.image)} == {"meta"}
+    regions = RegionScores(torch.zeros(3, 4), torch.ones(3, dtype=torch.bool), image=torch.zeros(4))
+    assert regions.to(away).image is not None
+    assert regions[[0, 2]].image is regions.image

@@ -1,237 +1,28 @@
 """Measure what the pipeline costs beside the networks it cannot do without.
 
     python tools/benchmark.py stage2 --masks 100 --size 640x480 --rounds 3 --json stage2.json
+    python tools/benchmark.py dense --size 336x336 --rounds 7 --json dense.json
 
 `stage2` runs in turns (a) the bare CLIP image tower on ready crops and (b) the whole second stage (masks,
 boxes, crops, CLIP, class logits) in the same chunks and number format, and reports the ratio of the medians.
-Weights are random: they do not change the work. Only ratios mean something on a machine with other work.
+`dense` runs in turns the bare image tower and every dense readout that looks once, on the same pixels, and
+then the memory that sliding windows take. Weights are random: they do not change the work. Only ratios mean
+something on a machine with other work.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
-import statistics
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
-import torch.nn.functional as F
-from scipy import ndimage
-from torch import Tensor
+import bench_dense
+import bench_stage2
+from bench_common import DTYPES
 
-from twostage.classifiers import crops as crop_module
-from twostage.classifiers.crops import CropClassifier
-from twostage.clip.model import ClipModel
-from twostage.clip.precision import has_amx
-from twostage.interfaces import ImageTextModel
-from twostage.types import Proposals, TextBank
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-
-
-@dataclass
-class Timings:
-    """Seconds of each round, wall clock and processor time of this process, by what was run."""
-
-    wall: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-    cpu: dict[str, list[float]] = field(default_factory=lambda: defaultdict(list))
-
-    @contextmanager
-    def measure(self, name: str) -> Iterator[None]:
-        """Add one round of `name`."""
-        wall, cpu = time.perf_counter(), time.process_time()
-        yield
-        self.cpu[name].append(time.process_time() - cpu)
-        self.wall[name].append(time.perf_counter() - wall)
-
-    def ratio(self, name: str, base: str, clock: str) -> float:
-        """Median over the rounds of `name` divided by that of `base`."""
-        values: dict[str, list[float]] = getattr(self, clock)
-        return statistics.median(values[name]) / statistics.median(values[base])
-
-
-def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> Timings:
-    """Run everything in turns, so that a change of the machine's load meets all alike; the first turn is not
-    counted.
-    """
-    timings = Timings()
-    for turn in range(rounds + 1):
-        order = list(runs) if turn % 2 else list(runs)[::-1]
-        for name in order:
-            if turn == 0:
-                runs[name]()
-                continue
-            with timings.measure(name):
-                runs[name]()
-    return timings
-
-
-def blobs(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """(count, height, width) float32 soft masks as a MaskFormer gives them: blobs whose areas spread evenly
-    in the logarithm between 0.2 % and 60 % of the picture, smooth at the scale of its stride of four, not all
-    connected.
-    """
-    generator = np.random.default_rng(seed)
-    small = (height // 4, width // 4)
-    y, x = np.mgrid[0 : small[0], 0 : small[1]]
-    logits = []
-    for share in np.geomspace(0.002, 0.6, count):
-        radius = np.sqrt(share * small[0] * small[1] / np.pi)
-        stretch = generator.uniform(0.6, 1.6)
-        centre = generator.uniform(0.1, 0.9, 2) * small
-        distance = np.hypot((y - centre[0]) * stretch, (x - centre[1]) / stretch) / radius
-        ragged = ndimage.gaussian_filter(generator.standard_normal(small), 3)
-        logits.append(6 * (1 - distance) + 1.5 * ragged / ragged.std())
-    full = torch.from_numpy(np.stack(logits)).float()
-    return F.interpolate(full[None], (height, width), mode="bilinear", align_corners=False)[0].sigmoid()
-
-
-class _Stopwatch:
-    """Shares of the second stage: wraps the steps that the classifier calls and adds up their time."""
-
-    STEPS = ("binarise", "mask_boxes", "make_canvas", "cut_region", "resize_region")
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    def timed(self, name: str, step: Callable[..., Any]) -> Callable[..., Any]:
-        """The same function, adding its time under `name`."""
-
-        def run(*arguments: Any, **options: Any) -> Any:
-            start = time.perf_counter()
-            result = step(*arguments, **options)
-            self.seconds[name] += time.perf_counter() - start
-            return result
-
-        return run
-
-    @contextmanager
-    def watching(self, clip: ImageTextModel) -> Iterator[None]:
-        """Within this block the steps of the crop classifier and the calls of its CLIP are timed."""
-        places: list[tuple[Any, str]] = [
-            *((crop_module, step) for step in self.STEPS),
-            (clip, "encode_images"),
-        ]
-        before = [getattr(place, name) for place, name in places]
-        for (place, name), function in zip(places, before, strict=True):
-            setattr(place, name, self.timed(name, function))
-        try:
-            yield
-        finally:
-            for (place, name), function in zip(places, before, strict=True):
-                setattr(place, name, function)
-
-
-def measure_stage_two(clip: ImageTextModel, arguments: argparse.Namespace) -> dict[str, Any]:
-    """Ratio, medians and shares for one number format."""
-    width, height = arguments.size
-    generator = torch.Generator().manual_seed(0)
-    image = torch.randint(0, 256, (3, height, width), dtype=torch.uint8, generator=generator)
-    proposals = Proposals(blobs(arguments.masks, height, width), torch.ones(arguments.masks))
-    rows = F.normalize(torch.randn(arguments.classes, clip.dim, generator=generator), dim=1)
-    text = TextBank(rows, torch.arange(arguments.classes), arguments.classes)
-    classifier = CropClassifier(CropClassifier.Config(chunk=arguments.chunk), clip)
-    ready = [pixels.clone() for _, pixels in classifier.chunks([image], [proposals])]
-
-    def bare() -> None:
-        for pixels in ready:
-            clip.encode_images(pixels)
-
-    def whole() -> None:
-        classifier.classify([image], [proposals], text)
-
-    timings = interleave({"clip": bare, "stage_two": whole}, arguments.rounds)
-    watch = _Stopwatch()
-    start = time.perf_counter()
-    with watch.watching(clip):
-        whole()
-    total = time.perf_counter() - start
-    shares = {step: seconds / total for step, seconds in watch.seconds.items()}
-    return {
-        "ratio_to_clip_forward": timings.ratio("stage_two", "clip", "wall"),
-        "ratio_to_clip_forward_cpu_time": timings.ratio("stage_two", "clip", "cpu"),
-        "valid_masks": sum(len(pixels) for pixels in ready),
-        "median_wall_s": {name: statistics.median(values) for name, values in timings.wall.items()},
-        "median_cpu_s": {name: statistics.median(values) for name, values in timings.cpu.items()},
-        "wall_s": dict(timings.wall),
-        "shares_of_stage_two": {**shares, "rest": 1 - sum(shares.values())},
-    }
-
-
-def stage_two(arguments: argparse.Namespace) -> dict[str, Any]:
-    """The second stage beside the bare CLIP forward, in each number format."""
-    clip = ClipModel.load(arguments.model, pretrained="random", seed=0)
-    width, height = arguments.size
-    areas = blobs(arguments.masks, height, width).gt(0.5).flatten(1).float().mean(dim=1)
-    results = {}
-    for name in arguments.dtype:
-        results[name] = measure_stage_two(clip.to_dtype(DTYPES[name]), arguments)
-    return {
-        "benchmark": "stage2",
-        "model": f"{arguments.model}, random weights",
-        "image_size_wh": [width, height],
-        "masks": {
-            "count": arguments.masks,
-            "kind": "soft float32 blobs, areas even in the logarithm",
-            "area_share_min_median_max": torch.quantile(areas, torch.tensor([0.0, 0.5, 1.0])).tolist(),
-        },
-        "chunk": arguments.chunk,
-        "classes": arguments.classes,
-        "rounds": arguments.rounds,
-        "machine": asdict(Machine.here()),
-        "results": results,
-    }
-
-
-@dataclass(frozen=True)
-class Machine:
-    """Where the numbers come from. load: the one-minute average at the start; above 0 others were at work."""
-
-    processor: str
-    cores: int
-    torch_threads: int
-    torch: str
-    python: str
-    amx: bool
-    load: float
-
-    @classmethod
-    def here(cls) -> Machine:
-        """This machine."""
-        cpuinfo = Path("/proc/cpuinfo")
-        lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
-        named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-        return cls(
-            next(named, platform.processor() or platform.machine()),
-            os.cpu_count() or 1,
-            torch.get_num_threads(),
-            torch.__version__,
-            platform.python_version(),
-            has_amx(),
-            os.getloadavg()[0],
-        )
-
-
-def table(report: dict[str, Any]) -> str:
-    """The report for people."""
-    lines = [f"{'format':8}{'CLIP s':>9}{'stage 2 s':>11}{'ratio':>8}{'(cpu)':>8}   share of stage 2 by step"]
-    for name, result in report["results"].items():
-        wall = result["median_wall_s"]
-        shares = "  ".join(f"{step} {share:.1%}" for step, share in result["shares_of_stage_two"].items())
-        lines.append(
-            f"{name:8}{wall['clip']:9.2f}{wall['stage_two']:11.2f}{result['ratio_to_clip_forward']:8.3f}"
-            f"{result['ratio_to_clip_forward_cpu_time']:8.3f}   {shares}"
-        )
-    return "\n".join(lines)
+from twostage.errors import TwostageError
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -243,34 +34,56 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """The command line; each benchmark is a subcommand with its function as `run`."""
+    """The command line; each benchmark is a subcommand with its function as `run` and its `table`."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     commands = parser.add_subparsers(required=True, metavar="BENCHMARK")
     stage2 = commands.add_parser("stage2", help="the second stage beside the bare CLIP forward")
-    stage2.set_defaults(run=stage_two)
+    stage2.set_defaults(run=bench_stage2.stage_two, table=bench_stage2.table)
     stage2.add_argument("--masks", type=int, default=100, help="masks in the picture")
     stage2.add_argument("--size", type=_size, default=(640, 480), help="WIDTHxHEIGHT of the picture")
-    stage2.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=["fp32", "bf16"])
-    stage2.add_argument(
-        "--rounds", type=int, default=3, help="counted rounds of each run, after one that is not"
-    )
     stage2.add_argument("--chunk", type=int, default=8, help="crops in one CLIP batch")
-    stage2.add_argument("--classes", type=int, default=171)
-    stage2.add_argument("--model", default="ViT-B-16")
-    stage2.add_argument("--json", type=Path, help="write the report here")
+    dense = commands.add_parser("dense", help="dense readouts beside the bare image tower")
+    dense.set_defaults(run=bench_dense.dense, table=bench_dense.table)
+    dense.add_argument(
+        "--presets", nargs="+", help="readouts to measure (default: all that look once and need no helper)"
+    )
+    dense.add_argument("--size", type=_size, default=(336, 336), help="WIDTHxHEIGHT of the pixels")
+    dense.add_argument("--batch", type=int, default=1, help="images in one pass")
+    dense.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    dense.add_argument(
+        "--windows",
+        type=int,
+        nargs="*",
+        default=[9, 81],
+        help="numbers of sliding windows (squares) whose memory is measured; none: leave that out",
+    )
+    dense.add_argument("--memory-presets", nargs="+", default=["maskclip"], help="readouts for that")
+    for command, rounds in ((stage2, 3), (dense, 7)):
+        command.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=["fp32", "bf16"])
+        command.add_argument(
+            "--rounds", type=int, default=rounds, help="counted rounds of each run, after one that is not"
+        )
+        command.add_argument("--classes", type=int, default=171)
+        command.add_argument("--model", default="ViT-B-16")
+        command.add_argument("--json", type=Path, help="write the report here")
     return parser.parse_args(arguments)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> int:
     """Run one benchmark, print its table, write its report."""
-    arguments = parse()
-    report = arguments.run(arguments)
-    print(table(report))
-    if arguments.json is not None:
-        arguments.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    options = parse(arguments)
+    try:
+        report = options.run(options)
+    except TwostageError as error:
+        print(f"Error: {error}", file=sys.stderr)
+        return 1
+    print(options.table(report))
+    if options.json is not None:
+        options.json.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    return 0
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -22,10 +22,11 @@ def evaluate(config: Config, resume: bool = False) -> dict[str, Any]:
     """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume: OUTPUT_DIR's newest checkpoint.
 
     With TASK prompts: how well CLIP.PROMPT, or CLIP.TEMPLATES, names true regions; resume: OUTPUT_DIR's
-    chosen prompt.
+    chosen prompt. With TASK clsclip: how well DENSE.NAME finds the pixels of one word at a time.
 
     Returns:
-        The outcome of each data set (twostage.evaluation.runner.Outcome; TopK with TASK prompts).
+        The outcome of each data set (twostage.evaluation.runner.Outcome; TopK with TASK prompts; PairMetrics
+        of each system with TASK clsclip).
     """
     from twostage.runs import evaluation
 
@@ -33,6 +34,11 @@ def evaluate(config: Config, resume: bool = False) -> dict[str, Any]:
         from twostage.runs import prompts
 
         return dict(prompts.evaluate(config, resume))
+
+    if config.task == "clsclip":
+        from twostage.runs import clsclip
+
+        return dict(clsclip.evaluate(config, resume))
 
     if resume and config.task == "self_training":
         from twostage.runs.self_training import finished

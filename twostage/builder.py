@@ -14,6 +14,8 @@ import torch
 from twostage import registry
 from twostage.checkpoints import Weights, open_weights
 from twostage.clip.model import ClipModel
+from twostage.clsclip.config import ClsClipNetworkConfig
+from twostage.clsclip.network import ClsClipNetwork
 from twostage.config import Config, ConfigError, SlotConfig
 from twostage.data import same_words
 from twostage.engine.distributed import pick_device
@@ -24,7 +26,9 @@ from twostage.ops.crf import DenseCrf
 from twostage.perpixel.config import PerPixelConfig
 from twostage.perpixel.network import PerPixelNetwork
 from twostage.protocol import settled
+from twostage.readout import vit
 from twostage.segmenter import Segmenter, Words
+from twostage.tasks.clsclip import require_same_clip
 from twostage.test_time import TestTime
 from twostage.types import TextBank
 from twostage.views import TestSize, Views
@@ -134,6 +138,25 @@ class Builder:
         return made.to(self.device)
 
     @cached_property
+    def tower_shape(self) -> tuple[int, int]:
+        """Width of a token and number of blocks of CLIP's image tower.
+
+        Raises:
+            DenseTowerError: it is none whose class token could be replaced.
+        """
+        vit.require_vit(self.clip.visual)
+        visual: Any = self.clip.visual
+        return int(visual.class_embedding.shape[0]), len(vit.blocks(visual))
+
+    def clsclip_network(self) -> ClsClipNetwork:
+        """ClsCLIP's map and decoder with fresh weights, drawn from SEED."""
+        width, depth = self.tower_shape
+        given = {"embedding_dim": self.embedding_dim, "width": width, "depth": depth}
+        options = {**given, **self.config.model.clsclip}
+        made = fresh("CLSCLIP", options, ClsClipNetwork, ClsClipNetworkConfig, self.config.seed)
+        return made.to(self.device)
+
+    @cached_property
     def trained(self) -> Trained[MaskFormer]:
         """Stage one's network with the weights of MODEL.WEIGHTS, and what it was trained on."""
         if self.weights is None:
@@ -160,6 +183,24 @@ class Builder:
         self.weights.load_into(network)
         return Trained(network, self.weights.trained_names)
 
+    @cached_property
+    def trained_clsclip(self) -> Trained[ClsClipNetwork]:
+        """ClsCLIP with its weights, and what it was trained on."""
+        model = self.config.model
+        path = model.clsclip_weights or model.weights
+        others = not model.clsclip_weights and self.config.proposals.name == "maskformer"
+        if not path or others:
+            raise ConfigError(
+                "ClsCLIP takes its weights from MODEL.CLSCLIP_WEIGHTS, which is empty, or MODEL.WEIGHTS, "
+                + ("which are those of PROPOSALS.NAME maskformer here" if path else "which is empty too")
+                + "; name a checkpoint of TASK clsclip (OUTPUT_DIR/model_final.pth after training)."
+            )
+        weights = open_weights(path)
+        network = self.clsclip_network()
+        weights.load_into(network)
+        require_same_clip(weights.content, self.clip, str(path))
+        return Trained(network, weights.trained_names)
+
     def component(self, kind: str, slot: SlotConfig) -> Any:
         """The component of one slot, or None where the slot is empty."""
         if not slot.name:
@@ -172,6 +213,8 @@ class Builder:
             "device": lambda: self.device,
             "network": lambda: self.trained.network,
             "pixel_network": lambda: self.trained_pixels.network,
+            "make_clsclip": lambda: lambda: self.trained_clsclip.network,
+            "make_proposals": lambda: self.proposals,
         }
         asked = list(inspect.signature(component).parameters.values())[1:]
         wanted = [one.name for one in asked if one.name in offered or one.default is one.empty]
@@ -219,6 +262,8 @@ class Builder:
             return self.trained.names
         if "per_pixel" in (self.config.pixels.name, self.config.dense.name):
             return self.trained_pixels.names
+        if self.config.dense.name == "clsclip" and self.config.dense.options.get("injection") != "pinv":
+            return self.trained_clsclip.names
         return ()
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from twostage.clsclip.config import ClsClipNetworkConfig
 from twostage.engine.checkpoint import CheckpointError, load_strictly, read_checkpoint
 from twostage.perpixel.config import PerPixelConfig
 from twostage.published.backbone import PREFIX, read_backbone
@@ -169,7 +170,8 @@ def _require_options(network: nn.Module, wanted: Mapping[str, Any], where: str, 
             f"{where} holds another kind of network than {type(network).__name__}, one with "
             f"{', '.join(strange)}. Is it meant for another TASK, or for another slot (PROPOSALS, PIXELS)?"
         )
-    section = "PER_PIXEL" if isinstance(config, PerPixelConfig) else "MASK_FORMER"
+    sections = {PerPixelConfig: "PER_PIXEL", ClsClipNetworkConfig: "CLSCLIP"}
+    section = sections.get(type(config), "MASK_FORMER")
     lines = []
     for name, value in wanted.items():
         if _plain(own[name]) == _plain(value):

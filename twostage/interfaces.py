@@ -42,7 +42,25 @@ class DenseHead(Protocol):
     """Names patches directly."""
 
     def predict(self, images: Sequence[Tensor], text: TextBank) -> list[DenseScores]:
-        """One (K, h, w) map of logits an image, at the head's own resolution, covering the whole image."""
+        """One (K, h, w) map of logits an image, at the head's own resolution, covering the whole image.
+
+        A head that looks along masks has an attribute `wants_regions` that is True, and is called with stage
+        one's as a third argument (see `RegionDenseHead`).
+        """
+        ...
+
+
+@runtime_checkable
+class RegionDenseHead(Protocol):
+    """A dense head that looks along stage one's masks, for as long as `wants_regions` is True."""
+
+    @property
+    def wants_regions(self) -> bool: ...
+
+    def predict(
+        self, images: Sequence[Tensor], text: TextBank, proposals: Sequence[Proposals]
+    ) -> list[DenseScores]:
+        """As DenseHead.predict; proposals: one an image, masks of its size, possibly none or empty ones."""
         ...
 
 

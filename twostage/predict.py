@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
@@ -57,6 +58,41 @@ class System:
                 f"segment: expected RGB uint8 (3, H, W), got {tuple(image.shape)} {image.dtype}."
             )
         return self._segmenter.segment([image], self.words(classes))[0]
+
+    def read_with(self, preset: str) -> System:
+        """The same system, words and networks shared, whose dense head reads CLIP in another way.
+
+        Raises:
+            TwostageError: its dense head is not a readout, or its CLIP cannot be read so.
+        """
+        slot = self.config.dense
+        if slot.name != "readout":
+            raise TwostageError(
+                f"DENSE.NAME is {slot.name!r}, which has no presets: set DENSE.NAME readout to read CLIP "
+                f"with {preset!r}."
+            )
+        slot = dataclasses.replace(slot, options={**slot.options, "preset": preset})
+        other = copy.copy(self)
+        other.config = dataclasses.replace(self.config, dense=slot)
+        head = self._builder.component("dense", slot)
+        other._segmenter = dataclasses.replace(self._segmenter, dense=head)
+        return other
+
+    def look(self, image: Tensor, classes: Classes) -> tuple[Segmentation, Tensor]:
+        """image: RGB uint8 (3, H, W) -> what the system makes of it, and what its dense head alone says:
+        (K, h, w) float32 logits, divided by the temperature at which the ensemble takes them.
+
+        Raises:
+            TwostageError: there is no dense head.
+        """
+        if self._segmenter.dense is None:
+            raise TwostageError("DENSE.NAME is empty, so there is no dense map: set DENSE.NAME readout.")
+        words, ensemble = self.words(classes), self._segmenter.ensemble
+        [evidence] = self._segmenter.gather([image], words)
+        assert evidence.dense is not None
+        found = self._segmenter.label(image, words, {"": ensemble}, evidence)[""]
+        settings: Any = getattr(ensemble, "config", None)
+        return found, evidence.dense.logits / float(getattr(settings, "dense_temperature", 1.0))
 
 
 def _confident(segmenter: Segmenter) -> Segmenter:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from twostage.errors import TwostageError
-from twostage.interfaces import DenseHead, Ensemble, ProposalGenerator, RegionClassifier
+from twostage.interfaces import DenseHead, Ensemble, ProposalGenerator, RegionClassifier, RegionDenseHead
 from twostage.test_time import Album, TestTime, scoring
-from twostage.types import Evidence, Proposals, Segmentation, TextBank
+from twostage.types import DenseScores, Evidence, Proposals, Segmentation, TextBank
 from twostage.views import TestSize, View
 from twostage.vocabulary import Vocabulary
 
@@ -56,6 +57,12 @@ class Segmenter:
                 "A segmenter needs proposals, a dense head or a per-pixel network: set PROPOSALS.NAME, "
                 "DENSE.NAME or PIXELS.NAME (see `twostage components`)."
             )
+        for slot, head in (("DENSE", self.dense), ("PIXELS", self.pixels)):
+            if self.proposals is None and getattr(head, "wants_regions", False):
+                raise TwostageError(
+                    f"{slot}.NAME: {type(head).__name__} as it is set up looks along the masks of "
+                    "stage one, and there is none: set PROPOSALS.NAME, or choose a preset without regions."
+                )
         if not self.test_time.plain:
             scoring(self.ensemble)
         heard = getattr(self.ensemble, "weighs", None)
@@ -103,9 +110,9 @@ class Segmenter:
         if proposals is not None and self.classifier is not None:
             regions = self.classifier.classify(seen_at, proposals, words.text)
         if self.dense is not None:
-            dense = self.dense.predict(seen_at, words.text)
+            dense = _look(self.dense, seen_at, words.text, proposals)
         if self.pixels is not None:
-            pixels = self.pixels.predict(seen_at, words.stage_one or words.text)
+            pixels = _look(self.pixels, seen_at, words.stage_one or words.text, proposals)
         return [
             Evidence(
                 size_hw=size_hw,
@@ -168,3 +175,14 @@ class Segmenter:
                 seen_at = [view.look(whole) for view in group]
                 found = self._evidence(seen_at, [(height, width)] * len(group), words, masks)
                 yield from zip(group, found, strict=True)
+
+
+def _look(
+    head: DenseHead, images: Sequence[Tensor], text: TextBank, proposals: Sequence[Proposals] | None
+) -> list[DenseScores]:
+    """What a dense head says, with the masks where it looks along them."""
+    if not getattr(head, "wants_regions", False):
+        return head.predict(images, text)
+    assert proposals is not None  # the segmenter has a stage one, or was not made
+    guided = cast(RegionDenseHead, head)
+    return guided.predict(images, text, proposals)

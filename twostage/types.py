@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from twostage.errors import TwostageError
 
@@ -144,6 +145,27 @@ class TextBank:
         index = self.class_of.expand(rows.shape)
         return out.scatter_reduce(-1, index, rows, reduce="amax")
 
+    def subset(self, classes: Sequence[int]) -> TextBank:
+        """The rows of these classes alone, which are renumbered in this order.
+
+        Raises:
+            ShapeError: no class is asked for, or one that is not there.
+        """
+        _require(len(classes) > 0, "TextBank.subset: the class list is empty: ask for at least one class")
+        _require(
+            min(classes) >= 0 and max(classes) < self.num_classes,
+            f"TextBank.subset: expected classes of 0..{self.num_classes - 1}, got {[*classes]}",
+        )
+        place = torch.full((self.num_classes,), -1, device=self.class_of.device)
+        place[list(classes)] = torch.arange(len(classes), device=place.device)
+        rows = place[self.class_of] >= 0
+        return replace(
+            self,
+            features=self.features[rows],
+            class_of=place[self.class_of[rows]],
+            num_classes=len(classes),
+        )
+
     @property
     def _in_order(self) -> bool:
         return torch.equal(self.class_of.cpu(), torch.arange(self.num_classes))
@@ -163,12 +185,14 @@ class RegionScores:
     """One classifier's opinion of each proposal.
 
     logits: (N, K) float32; valid: (N,) bool, False where the mask was empty (the row is kept, its
-    numbers mean nothing); no_object: (N,) float32 logit of "none of these", or None.
+    numbers mean nothing); no_object: (N,) float32 logit of "none of these", or None; image: (K,) float32, the
+    same classifier's logits of the whole image, or None where it does not look at that.
     """
 
     logits: Tensor
     valid: Tensor
     no_object: Tensor | None = None
+    image: Tensor | None = None
 
     def __post_init__(self) -> None:
         _require(
@@ -184,6 +208,7 @@ class RegionScores:
                 self.no_object.shape == (count,),
                 f"RegionScores.no_object: expected ({count},), got {tuple(self.no_object.shape)}",
             )
+        _require_image("RegionScores", self.image, self.logits.shape[1])
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -191,7 +216,12 @@ class RegionScores:
     def __getitem__(self, index: Tensor | slice | Sequence[int]) -> RegionScores:
         index = _rows(index)
         no_object = None if self.no_object is None else self.no_object[index]
-        return RegionScores(self.logits[index], self.valid[index], no_object)
+        return replace(self, logits=self.logits[index], valid=self.valid[index], no_object=no_object)
+
+    def of_classes(self, positions: Tensor) -> RegionScores:
+        """The opinion of these classes alone; positions: (M,) int64 in the vocabulary."""
+        image = None if self.image is None else self.image[positions]
+        return replace(self, logits=self.logits[:, positions], image=image)
 
     def probs(self) -> Tensor:
         """(N, K): softmax over the K classes and "no object" where it is known (dropped *after* the softmax).
@@ -204,20 +234,40 @@ class RegionScores:
 
     def to(self, device: torch.device | str) -> RegionScores:
         """The same scores on another device."""
-        no_object = None if self.no_object is None else self.no_object.to(device)
-        return RegionScores(self.logits.to(device), self.valid.to(device), no_object)
+        return RegionScores(
+            self.logits.to(device),
+            self.valid.to(device),
+            None if self.no_object is None else self.no_object.to(device),
+            None if self.image is None else self.image.to(device),
+        )
 
 
 @dataclass(frozen=True)
 class DenseScores:
-    """Class logits for every place of a grid over the whole image: (K, h, w) float32 at any resolution."""
+    """Class logits for every place of a grid over the whole image.
+
+    logits: (K, h, w) float32 at any resolution; image: (K,) float32 logits of the image as a whole, on the
+    same scale, or None.
+    """
 
     logits: Tensor
+    image: Tensor | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         _require(
             self.logits.ndim == 3, f"DenseScores.logits: expected (K, h, w), got {tuple(self.logits.shape)}"
         )
+        _require_image(type(self).__name__, self.image, len(self.logits))
+
+    def of_classes(self, positions: Tensor) -> Self:
+        """The same map of these classes alone; positions: (M,) int64 in the vocabulary."""
+        image = None if self.image is None else self.image[positions]
+        return replace(self, logits=self.logits[positions], image=image)
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same scores on another device."""
+        image = None if self.image is None else self.image.to(device)
+        return replace(self, logits=self.logits.to(device), image=image)
 
 
 @dataclass(frozen=True)
@@ -243,6 +293,21 @@ class WordScores(DenseScores):
             self.class_of.shape == self.rows.shape[:1],
             f"WordScores.class_of: expected ({len(self.rows)},), got {tuple(self.class_of.shape)}",
         )
+
+    def of_classes(self, positions: Tensor) -> Self:
+        """The same map of these classes alone, with their words; positions: (M,) int64 in the vocabulary."""
+        kept = super().of_classes(positions)
+        own = torch.isin(self.class_of, positions)
+        number = torch.full((len(self.logits),), -1, dtype=torch.int64, device=positions.device)
+        number[positions] = torch.arange(len(positions), device=positions.device)
+        rows = kept.logits if self.rows is self.logits else self.rows[own]
+        return replace(kept, rows=rows, class_of=number[self.class_of[own]])
+
+    def to(self, device: torch.device | str) -> Self:
+        """The same scores on another device."""
+        moved = super().to(device)
+        rows = moved.logits if self.rows is self.logits else self.rows.to(device)
+        return replace(moved, rows=rows, class_of=self.class_of.to(device))
 
 
 @dataclass(frozen=True)
@@ -272,6 +337,11 @@ class PixelScores(DenseScores):
                 f"got {tuple(self.embeddings.shape)}",
             )
 
+    def to(self, device: torch.device | str) -> Self:
+        """The same scores on another device."""
+        moved = super().to(device)
+        return moved if self.embeddings is None else replace(moved, embeddings=self.embeddings.to(device))
+
 
 @dataclass(frozen=True)
 class Evidence:
@@ -288,6 +358,12 @@ class Evidence:
     regions: RegionScores | None = None
     dense: DenseScores | None = None
     pixels: DenseScores | None = None
+
+    def of_classes(self, positions: Tensor) -> Evidence:
+        """What every part says of these classes alone; positions: (M,) int64 in the vocabulary."""
+        told = {name: getattr(self, name) for name in ("stage_one", "regions", "dense", "pixels")}
+        kept = {name: part.of_classes(positions) for name, part in told.items() if part is not None}
+        return replace(self, **kept)
 
 
 @dataclass(frozen=True)
@@ -316,6 +392,13 @@ class Segmentation:
             self.confidence is None or self.confidence.shape == self.labels.shape,
             f"Segmentation.confidence: expected the labels' size {tuple(self.labels.shape)}",
         )
+
+
+def _require_image(owner: str, image: Tensor | None, classes: int) -> None:
+    _require(
+        image is None or image.shape == (classes,),
+        f"{owner}.image: expected ({classes},), got {None if image is None else tuple(image.shape)}",
+    )
 
 
 def _rows(index: Tensor | slice | Sequence[int]) -> Tensor | slice:

@@ -208,3 +208,27 @@ def test_bad_input(vit: ClipModel) -> None:
     with pytest.raises(TwostageError, match="image 1 should be RGB uint8"):
         dense.predict([photo(8, 8), torch.zeros(3, 8, 8)], bank())
     assert replace(dense.config, chunk=1).chunk == 1
+
+
+@pytest.mark.parametrize("which", ["vit", "resnet"])
+@pytest.mark.parametrize("window", [0, 32])
+def test_the_image_as_a_whole_is_clips_own_answer(
+    which: str, window: int, request: pytest.FixtureRequest
+) -> None:
+    """At the tower's own size, by open_clip's own forward, whatever the knobs do to the map."""
+    clip: ClipModel = request.getfixturevalue(which)
+    rows = F.normalize(torch.randn(4, clip.dim, generator=torch.Generator().manual_seed(1)), dim=1)
+    text = TextBank(rows, torch.tensor([0, 1, 2, 0]), 3, 20.0)
+    size = clip.image_size
+    draw = torch.Generator().manual_seed(2)
+    images = [torch.randint(0, 256, (3, *size), dtype=torch.uint8, generator=draw) for _ in range(3)]
+    maps = head(clip, image=True, chunk=2, window=window, logit_factor=0.5).predict(images, text)
+    mean, std = (torch.tensor(one).reshape(3, 1, 1) for one in (clip.mean, clip.std))
+    for image, found in zip(images, maps, strict=True):
+        with torch.no_grad():
+            unit = F.normalize(clip.visual(((image / 255 - mean) / std)[None]), dim=1)[0]
+        cosines = rows @ unit
+        expected = 10 * torch.stack([torch.maximum(cosines[0], cosines[3]), cosines[1], cosines[2]])
+        assert found.image is not None
+        torch.testing.assert_close(found.image, expected, rtol=1e-4, atol=1e-4)
+    assert head(clip).predict(images[:1], text)[0].image is None

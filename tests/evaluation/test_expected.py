@@ -9,6 +9,7 @@ import torch
 
 from twostage.config import ConfigError
 from twostage.evaluation import expected
+from twostage.evaluation.binary import PairMetrics
 from twostage.evaluation.confusion import ConfusionMatrix
 from twostage.evaluation.expected import UnexpectedResultError, format_verdicts, judge, parse, require_met
 from twostage.evaluation.metrics import Metrics, compute
@@ -68,3 +69,11 @@ def test_rows_that_cannot_be_meant(row: Any, said: str) -> None:
 
 def test_every_metric_is_a_column_of_the_results() -> None:
     assert set(expected.METRICS) <= set(half_right().as_dict())
+
+
+def test_every_metric_of_pairs_is_a_column_of_theirs() -> None:
+    assert set(expected.PAIR_METRICS) <= set(PairMetrics(1.0, 2.0, 3.0, 4.0, ()).as_dict())
+    [row] = parse([["pets", "clsclip", "FB-IoU", 50.0, 1.0]], metrics=expected.PAIR_METRICS)
+    assert judge([row], {"pets": {"clsclip": PairMetrics(1.0, 2.0, 50.5, 4.0, ())}})[0].met
+    with pytest.raises(ConfigError, match="metric 'FB-IoU' is not evaluated"):
+        parse([["pets", "clsclip", "FB-IoU", 50.0, 1.0]])

@@ -34,7 +34,7 @@ def guest(rgb: Tensor) -> Tensor:
     """A second vision model of sorts: colours and their gradients at a fourth of the size."""
     small = F.avg_pool2d(rgb, 4)
     down = F.pad(small, (0, 0, 0, 1), mode="replicate").diff(dim=2)
-    across = F.pad(small, (0, 1), mode="replicate").diff(dim=3)
+    across = F.pad(small, (0, 1, 0, 0), mode="replicate").diff(dim=3)
     return torch.cat([small - 0.5, 4 * down, 4 * across], dim=1)
 
 

@@ -46,7 +46,7 @@ def run(options: argparse.Namespace) -> int:
 
     photos = find_photos(options.photos, options.out)
     config_path(options.model)  # a misspelt system is said before its words are asked for
-    classes = _own_words(options.model) if options.classes is None else as_vocabulary(options.classes)
+    classes = own_words(options.model) if options.classes is None else as_vocabulary(options.classes)
     system = load(options.model, options.set)
     if options.model in zoo.names():
         print(zoo.describe(options.model))
@@ -105,7 +105,12 @@ def output_names(photos: list[Path]) -> list[tuple[str, Path]]:
     return named
 
 
-def _own_words(model: str) -> Any:
+def own_words(model: str) -> Any:
+    """The words that a system was trained on, where it says so.
+
+    Raises:
+        TwostageError: it does not.
+    """
     from twostage.data.shapes.classes import vocabulary
 
     if model == "shapes":

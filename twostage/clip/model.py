@@ -109,11 +109,15 @@ class ClipModel(FrozenPair):
 
 @dataclass(frozen=True)
 class ClipFacts:
-    """What is known of a model before its weights are read. dim: joint width; text_width: of a token."""
+    """What is known of a model before its weights are read. dim: joint width; text_width: of a token;
+    visual_width, blocks: of the image tower's tokens and its depth, 0 where it is no VisionTransformer.
+    """
 
     dim: int
     text_width: int
     parameters: int
+    visual_width: int = 0
+    blocks: int = 0
 
 
 def describe(name: str, pretrained: str | None = None) -> ClipFacts:
@@ -132,7 +136,15 @@ def describe(name: str, pretrained: str | None = None) -> ClipFacts:
     tower: Any = getattr(module, "text", module)
     dim = open_clip.get_model_config(plan.name)["embed_dim"]
     width = int(tower.token_embedding.weight.shape[1]) if hasattr(tower, "token_embedding") else 0
-    return ClipFacts(int(dim), width, sum(p.numel() for p in module.parameters()))
+    visual: Any = getattr(module, "visual", None)
+    token = getattr(visual, "class_embedding", None)
+    blocks = getattr(getattr(visual, "transformer", None), "resblocks", ())
+    return ClipFacts(
+        int(dim),
+        width,
+        sum(p.numel() for p in module.parameters()),
+        *((0, 0) if token is None else (int(token.shape[0]), len(blocks))),
+    )
 
 
 @dataclass(frozen=True)

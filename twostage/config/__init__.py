@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from twostage.config.clsclip import ClsClipConfig
 from twostage.config.load import diff_configs, dump_config, load_config, parse_config
 from twostage.config.option import ConfigError
 from twostage.config.prompts import PromptsConfig
@@ -22,6 +23,7 @@ from twostage.config.testing import TestConfig
 __all__ = [
     "AugConfig",
     "ClipConfig",
+    "ClsClipConfig",
     "Config",
     "ConfigError",
     "CrfConfig",

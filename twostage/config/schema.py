@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from twostage.config.clsclip import ClsClipConfig
 from twostage.config.option import option, section
 from twostage.config.prompts import PromptsConfig
 from twostage.config.self_training import SelfTrainingConfig
@@ -30,6 +31,10 @@ class ModelConfig:
     device: str = option("auto", "auto takes the GPU when there is one", choices=("auto", "cpu", "cuda"))
     mask_former: dict[str, Any] = option({}, "Options of the mask network, by the names of MaskFormerConfig")
     per_pixel: dict[str, Any] = option({}, "Options of the per-pixel network, by the names of PerPixelConfig")
+    clsclip: dict[str, Any] = option({}, "Options of ClsCLIP, by the names of ClsClipNetworkConfig")
+    clsclip_weights: str = option(
+        "", "File with ClsCLIP's trained weights where WEIGHTS is another network's; empty: WEIGHTS"
+    )
     losses: dict[str, Any] = option({}, "Factors and kinds of its losses, by the names of LossConfig")
 
 
@@ -101,8 +106,9 @@ class SlotConfig:
     options: dict[str, Any] = option({}, "The component's options, by the names of its own Config")
 
 
-TASKS = ("proposals", "prompts", "per_pixel", "self_training")
-"""What can be trained: stage one, prompt vectors, the per-pixel baseline, stage one on its own labels."""
+TASKS = ("proposals", "prompts", "per_pixel", "self_training", "clsclip")
+"""What can be trained: stage one, prompt vectors, the per-pixel baseline, stage one on its own labels,
+ClsCLIP."""
 
 
 def _slot(name: str, doc: str) -> Any:
@@ -130,6 +136,7 @@ class Config:
     solver: SolverConfig = section(SolverConfig)
     prompts: PromptsConfig = section(PromptsConfig)
     self_training: SelfTrainingConfig = section(SelfTrainingConfig)
+    clsclip: ClsClipConfig = section(ClsClipConfig)
     test: TestConfig = section(TestConfig)
 
 

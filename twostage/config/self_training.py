@@ -13,6 +13,17 @@ from twostage.config.option import option
 class SelfTrainingConfig:
     """Learning from one's own labels of the unseen classes (TASK self_training)."""
 
+    teacher: str = option(
+        "trained",
+        "Who makes the first labels: trained (the system with a network trained on the seen classes, or with "
+        "MODEL.WEIGHTS), or dense (DENSE alone, as in MaskCLIP+: nothing is trained before the student)",
+        choices=("trained", "dense"),
+    )
+    keep_seen: bool = option(
+        True,
+        "Keep the ground truth of seen classes and label the rest; false: use no ground truth at all, every "
+        "pixel is labelled (annotation-free)",
+    )
     prior: bool = option(
         True,
         "Label every pixel without ground truth of a seen class (ignored or unseen: training cannot tell "
@@ -37,9 +48,14 @@ class SelfTrainingConfig:
     start: str = option(
         "scratch",
         "What the student starts from: scratch (what the teacher's training started from, where it is a "
-        "backbone in MODEL.WEIGHTS), teacher (the trained teacher), or a file, such as a backbone's weights",
+        "backbone in MODEL.WEIGHTS), teacher (the trained teacher; after a dense one the first student "
+        "begins as from scratch, later ones from the student before), or a file, such as a "
+        "backbone's weights",
     )
     max_iter: int = option(0, "Updates of the student; 0 takes SOLVER.MAX_ITER", least=0)
+    guided_iter: int = option(
+        0, "Updates of the first student where TEACHER is dense; 0 takes the same as others", least=0
+    )
     base_lr: float = option(0.0, "Learning rate of the student; 0 takes SOLVER.BASE_LR", least=0)
     ensemble: dict[str, Any] = option(
         {}, "ENSEMBLE.OPTIONS that change when the student is measured, for it knows more classes"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from twostage.data.errors import DataError
 from twostage.data.prefetch import prefetch
 from twostage.data.region_crops import RegionCutter
 from twostage.data.sample import Sample, SegmentationDataset
+from twostage.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -58,13 +58,10 @@ def find_regions(dataset: SegmentationDataset, indices: Sequence[int]) -> list[R
         present = known()
         return [Region(index, int(label)) for index in indices for label in present[index]]
     found: list[Region] = []
-    started = spoken = time.monotonic()
+    progress = Progress(logger, "Regions", len(indices))
     for done, (index, sample) in enumerate(zip(indices, prefetch(dataset, indices), strict=True), start=1):
         found += [Region(index, label) for label in _present(labels_of(sample))]
-        if time.monotonic() - spoken > 10:
-            spoken = time.monotonic()
-            left = (len(indices) - done) * (spoken - started) / done
-            logger.info("Regions: %d of %d photos, %.0f s left", done, len(indices), left)
+        progress.at(done)
     return found
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -59,6 +60,32 @@ def to_pixels(
     shape = (1, 3, 1, 1)
     pixels = (pixels - pixels.new_tensor(mean).reshape(shape)) / pixels.new_tensor(std).reshape(shape)
     return pixels[0]
+
+
+def to_masks(masks: Tensor, size_hw: tuple[int, int], device: torch.device) -> Tensor:
+    """(N, H, W) bool or float masks of an image -> (N, *size_hw), resized as its pixels (float then)."""
+    masks = masks.to(device)
+    if tuple(masks.shape[1:]) == size_hw:
+        return masks
+    if len(masks) == 0:
+        return masks.new_zeros((0, *size_hw))
+    soft = F.interpolate(masks[None].float(), size_hw, mode="bilinear", align_corners=False, antialias=True)
+    return soft[0].clamp(0, 1)
+
+
+def pad_masks(masks: list[Tensor] | None, padded_hw: tuple[int, int], inside: Box) -> list[Tensor] | None:
+    """(N, H, W) masks of each image -> the same for what `onto_cells` lets a tower read: nothing where it put
+    zeros, and cut as it cut.
+
+    padded_hw: the size that is read; inside: where the image lies.
+    """
+    top, left = inside[:2]
+    if masks is None:
+        return None
+    return [
+        F.pad(one, (left, padded_hw[1] - left - one.shape[2], top, padded_hw[0] - top - one.shape[1]))
+        for one in masks
+    ]
 
 
 def pad_to_cells(pixels: Tensor, cell_hw: tuple[int, int]) -> tuple[Tensor, Box]:

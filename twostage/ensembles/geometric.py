@@ -13,14 +13,19 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from twostage.ensembles import _presence
 from twostage.ensembles._paint import DenseMap, Painter, PixelRules, ScoredMasks
 from twostage.errors import TwostageError
 from twostage.ops.fusion import class_weights, geometric_mean, pool_logits
-from twostage.types import Evidence, RegionScores, Segmentation
+from twostage.types import DenseScores, Evidence, RegionScores, Segmentation
 from twostage.vocabulary import Vocabulary, nearest
 
 PARTS = ("stage_one", "regions", "dense")
-CHOICES = {"empty": ("paper", "drop"), "uncovered": ("argmax", "dense", "void")}
+CHOICES = {
+    "empty": ("paper", "drop"),
+    "uncovered": ("argmax", "dense", "void"),
+    "prune": ("", *_presence.SOURCES),
+}
 
 
 class GeometricEnsemble:
@@ -42,7 +47,12 @@ class GeometricEnsemble:
         out, and such a picture is void; dense_weight, dense_seen_weight: share in [0, 1] of the dense map,
         pooled under each mask, in CLIP's region scores (None: as for unseen classes); dense_pixel_weight: its
         share in every pixel's class probabilities afterwards; dense_temperature: divides the dense logits
-        before their softmax (above 1 softens); uncovered: what a pixel gets that no mask claims, "argmax" of
+        before their softmax (above 1 softens); presence: share in [0, 1] of CLIP's logits of the image as a
+        whole in its logits of every region and every place of the dense map (CASS's gamma, there .1 to .4);
+        prune: drops classes that are not in the picture, by their probability in the "image" as a whole, or
+        their largest in the "dense" map or the "regions", empty for none; prune_above: keeps those above it;
+        prune_top: and of these the likeliest so many, 0 for all; prune_sure: all are kept where none is above
+        this, or none passes; uncovered: what a pixel gets that no mask claims, "argmax" of
         the faint rest (paper), "dense" or "void"; coverage: a mask claims the pixels where it is above this;
         scores: return the class map at output size too (K x H x W float32); confidence: return the share of
         each pixel's label in that map (H x W float32).
@@ -56,6 +66,11 @@ class GeometricEnsemble:
         dense_seen_weight: float | None = None
         dense_pixel_weight: float = 0.0
         dense_temperature: float = 1.0
+        presence: float = 0.0
+        prune: Literal["", "image", "dense", "regions"] = ""
+        prune_above: float = 0.0
+        prune_top: int = 0
+        prune_sure: float = 0.0
         uncovered: Literal["argmax", "dense", "void"] = "argmax"
         coverage: float = 0.5
         scores: bool = False
@@ -83,6 +98,7 @@ class GeometricEnsemble:
                 raise TwostageError(
                     f"GeometricEnsemble: dense_temperature must be above 0, got {self.dense_temperature}."
                 )
+            _presence.check_options(self)
 
     def __init__(self, config: Config) -> None:
         self.config = config
@@ -94,11 +110,26 @@ class GeometricEnsemble:
         """
         parts = self.parts(evidence)
         _check(evidence, parts, len(vocabulary))
+        kept = self.kept(evidence)
+        if kept is None:
+            return self._label(evidence, parts, vocabulary)
+        few = self._label(evidence.of_classes(kept), parts, vocabulary.subset(kept.tolist()))
+        return _presence.in_full(few, kept, len(vocabulary))
+
+    def kept(self, evidence: Evidence) -> Tensor | None:
+        """(M,) int64, the classes that pruning leaves, in order; None for all of them."""
+        config = self.config
+        if not config.prune:
+            return None
+        scores = _presence.class_presence(evidence, config.prune, config.dense_temperature)
+        return _presence.kept_classes(scores, config.prune_above, config.prune_top, config.prune_sure)
+
+    def _label(self, evidence: Evidence, parts: tuple[str, ...], vocabulary: Vocabulary) -> Segmentation:
         config = self.config
         regions = self._regions(evidence, parts, vocabulary)
         dense = None
         if "dense" in parts and evidence.dense is not None:
-            dense = DenseMap(evidence.dense.logits / config.dense_temperature)
+            dense = DenseMap(self._dense_logits(evidence, evidence.dense))
         if config.uncovered == "dense" and dense is None:
             raise TwostageError(
                 'GeometricEnsemble: uncovered = "dense" needs a dense map, but there is none; '
@@ -155,6 +186,8 @@ class GeometricEnsemble:
         valid.
         """
         crops = evidence.regions if "regions" in parts else None
+        if crops is not None:
+            crops = _presence.region_presence(crops, evidence, self.config.presence)
         pooled = self._pooled(evidence) if "dense" in parts and self.config.dense_weight > 0 else None
         if crops is None or pooled is None:
             found = pooled if crops is None else crops
@@ -168,10 +201,14 @@ class GeometricEnsemble:
     def _pooled(self, evidence: Evidence) -> RegionScores | None:
         if evidence.dense is None or evidence.proposals is None:
             return None
-        logits, valid = pool_logits(
-            evidence.dense.logits.to(evidence.proposals.masks.device), evidence.proposals.masks
-        )
-        return RegionScores(logits / self.config.dense_temperature, valid)
+        masks = evidence.proposals.masks
+        logits = self._dense_logits(evidence, evidence.dense).to(masks.device)
+        return RegionScores(*pool_logits(logits, masks))
+
+    def _dense_logits(self, evidence: Evidence, dense: DenseScores) -> Tensor:
+        """(K, h, w) with the image's own say in them, divided by the temperature."""
+        told = _presence.dense_presence(dense, evidence, self.config.presence)
+        return told / self.config.dense_temperature
 
     def _regions(
         self, evidence: Evidence, parts: tuple[str, ...], vocabulary: Vocabulary

@@ -6,18 +6,27 @@ import logging
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Protocol
 
 from twostage.config.option import ConfigError
 from twostage.errors import TwostageError
-from twostage.evaluation.metrics import Metrics
 from twostage.vocabulary import nearest
 
 logger = logging.getLogger(__name__)
 
 METRICS = ("seen", "unseen", "hIoU", "mIoU", "mIoU_skip", "pAcc", "mAcc", "fwIoU")
 """What can be expected: columns of the summary table."""
+PAIR_METRICS = ("seen", "unseen", "hIoU", "FB-IoU")
+"""The same of one-word segmentation."""
 KEY = "TEST.EXPECTED_RESULTS"
+
+
+class Numbers(Protocol):
+    """The numbers of one system on one data set."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Among others what METRICS or PAIR_METRICS names."""
+        ...
 
 
 class UnexpectedResultError(TwostageError):
@@ -57,25 +66,26 @@ class Verdict:
 Names = Sequence[str] | None
 
 
-def parse(rows: Sequence[Any], datasets: Names = None, systems: Names = None) -> list[Expectation]:
+def parse(
+    rows: Sequence[Any], datasets: Names = None, systems: Names = None, metrics: Sequence[str] = METRICS
+) -> list[Expectation]:
     """The rows of TEST.EXPECTED_RESULTS; None accepts any data set or system.
 
     Raises:
         ConfigError: a row of another form, or one that speaks of a data set, system or metric that is not
             evaluated.
     """
-    return [_parse_row(f"{KEY}, row {place}", row, datasets, systems) for place, row in enumerate(rows)]
+    allowed = (datasets, systems, metrics)
+    return [_parse_row(f"{KEY}, row {place}", row, allowed) for place, row in enumerate(rows)]
 
 
-def _parse_row(where: str, row: Any, datasets: Names, systems: Names) -> Expectation:
+def _parse_row(where: str, row: Any, known: tuple[Names, Names, Names]) -> Expectation:
     if not isinstance(row, list) or len(row) != 5:
         raise ConfigError(f"{where}: expected [data set, system, metric, percent, tolerance], got {row!r}.")
     names, numbers = row[:3], row[3:]
     if not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{where}: data set, system and metric have to be words, got {names!r}.")
-    for name, what, allowed in zip(
-        names, ("data set", "system", "metric"), (datasets, systems, METRICS), strict=True
-    ):
+    for name, what, allowed in zip(names, ("data set", "system", "metric"), known, strict=True):
         if allowed is not None and name not in allowed:
             raise ConfigError(f"{where}: {what} {name!r} is not evaluated.{nearest(name, allowed)}")
     for number in numbers:
@@ -90,7 +100,7 @@ def _parse_row(where: str, row: Any, datasets: Names, systems: Names) -> Expecta
 
 
 def judge(
-    expectations: Sequence[Expectation], measured: Mapping[str, Mapping[str, Metrics]]
+    expectations: Sequence[Expectation], measured: Mapping[str, Mapping[str, Numbers]]
 ) -> list[Verdict]:
     """measured: data set -> system -> numbers."""
     verdicts = []

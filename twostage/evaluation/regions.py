@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -18,6 +17,7 @@ from twostage.engine import distributed
 from twostage.errors import TwostageError
 from twostage.evaluation.top_k import TopK, top_k
 from twostage.interfaces import ImageTextModel
+from twostage.progress import Progress
 from twostage.types import TextBank
 from twostage.vocabulary import Vocabulary
 
@@ -76,15 +76,11 @@ def encode_regions(
     mine = {photo: wanted[photo] for photo in photos}
     found: list[Region] = []
     rows: list[Tensor] = []
-    started = spoken = time.monotonic()
+    progress = Progress(logger, f"{dataset.name}: regions", len(photos))
     for part in _chunks(cut_regions(dataset, mine, cutter), chunk):
         found += [region for region, _ in part]
         rows.append(clip.encode_images(torch.stack([crop for _, crop in part])).cpu())
-        if time.monotonic() - spoken > 10:
-            spoken = time.monotonic()
-            done = photos.index(found[-1].photo) + 1
-            left = (len(photos) - done) * (spoken - started) / done
-            logger.info("%s: regions of %d of %d photos, %.0f s left", dataset.name, done, len(photos), left)
+        progress.at(photos.index(found[-1].photo) + 1)
     given = distributed.all_gather_object((found, torch.cat(rows) if rows else torch.zeros(0, clip.dim)))
     regions = [region for one, _ in given for region in one]
     if not regions:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -19,6 +18,7 @@ from twostage.evaluation.confusion import ConfusionMatrix
 from twostage.evaluation.metrics import Metrics, compute
 from twostage.evaluation.recall import ProposalRecall, Recall, oracle_labels
 from twostage.interfaces import Ensemble
+from twostage.progress import Progress
 from twostage.segmenter import Segmenter, Words
 from twostage.types import Evidence, Proposals, Segmentation
 from twostage.views import View
@@ -75,28 +75,18 @@ def evaluate(
     mine = range(distributed.rank(), total, distributed.world_size())
     count = len(words.vocabulary)
     tally = _Tally({name: ConfusionMatrix(count) for name in systems}, ProposalRecall(count))
-    started = spoken = time.monotonic()
+    progress = Progress(logger, dataset.name, len(mine), seconds=progress_seconds)
     for done, sample in enumerate(prefetch(dataset, mine), start=1):
         shown = _one(segmenter, sample, words, systems, tally)
         if on_image is not None:
             on_image(sample, shown)
-        if time.monotonic() - spoken > progress_seconds:
-            spoken = time.monotonic()
-            rate = done / (spoken - started)
-            logger.info(
-                "%s: %d of %d photos, %.1f/s, %.0f s left",
-                dataset.name,
-                done,
-                len(mine),
-                rate,
-                (len(mine) - done) / rate,
-            )
+        progress.at(done)
     merged = _gathered(tally)
     judged = dataset.vocabulary if dataset.vocabulary.seen is not None else words.vocabulary
     groups = getattr(dataset, "subsets", None)
     metrics = {name: compute(matrix, judged, groups) for name, matrix in merged.confusions.items()}
     recall = merged.recall.summary(judged) if segmenter.proposals is not None else {}
-    return Outcome(metrics, recall, total, time.monotonic() - started)
+    return Outcome(metrics, recall, total, progress.elapsed)
 
 
 def _one(
@@ -120,7 +110,7 @@ def _one(
         elif name == ORACLE_MASKS:
             truth = true_masks(sample.labels, segmenter.size.resize(sample.image).shape[-2:])
             crops_only = replace(segmenter, dense=None)  # the dense map of this photo is known already
-            known = crops_only.gather([sample.image], words, [truth])[0]
+            known = replace(crops_only.gather([sample.image], words, [truth])[0], dense=evidence.dense)
             shown[name] = ensemble.merge(known, words.vocabulary)
         elif name not in shown:
             shown[name] = ensemble.merge(evidence, words.vocabulary)

@@ -13,16 +13,28 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from decimal import Decimal
 from functools import lru_cache
 
 from twostage.errors import TwostageError
 from twostage.vocabulary import nearest
 
-LOGITS = ("qk", "qq", "kk", "vv", "gauss", "kk_centred", "qk_procrustes", "similarity", "feedback", "guest")
-"""Terms before the softmax: products of the last block, or a bias for every pair of tokens."""
+PRODUCTS = ("qk", "qq", "kk", "vv", "kk_centred", "qk_procrustes")
+"""Terms that are products of the last block's queries, keys and values."""
+LOGITS = (*PRODUCTS, "gauss", "similarity", "feedback", "guest")
+"""Terms before the softmax: products, or a bias for every pair of tokens."""
 MAPS = ("identity", "captured", "captured_csa", "given")
 """Terms that are a map already, and stand in a group of their own."""
 TERMS = (*LOGITS, *MAPS)
+ARGUMENTS: dict[str, tuple[int, int]] = {
+    **dict.fromkeys(("qk", "qq", "kk", "vv", "kk_centred", "identity"), (0, 0)),
+    **dict.fromkeys(("gauss", "qk_procrustes"), (0, 1)),
+    **dict.fromkeys(("captured", "captured_csa"), (1, 99)),
+    "similarity": (1, 4),
+}
+"""How many numbers a term takes at least and at most; terms that are not here take any."""
+BLOCKS_FIRST = {"captured": 99, "captured_csa": 99, "similarity": 1}
+"""How many of a term's numbers, from the first, are block numbers."""
 _TOKEN = re.compile(r"\s*(?:(\d+(?:\.\d+)?|\.\d+)|([a-z_]+)|(.))")
 
 
@@ -65,10 +77,15 @@ def parse(text: str) -> tuple[Group, ...]:
     return groups
 
 
+def blocks_in(term: Term) -> tuple[float, ...]:
+    """Those of a term's numbers that are block numbers."""
+    return term.arguments[: BLOCKS_FIRST.get(term.name, 0)]
+
+
 def blocks_of(groups: tuple[Group, ...], name: str) -> list[tuple[int, ...]]:
     """The block numbers that terms of this name ask for, a tuple a term, each once."""
     found = [
-        tuple(int(number) for number in term.arguments)
+        tuple(int(number) for number in blocks_in(term))
         for group in groups
         for term in group.terms
         if term.name == name
@@ -119,7 +136,28 @@ class _Parser:
         if name not in TERMS:
             raise AttentionError(f"Attention {self.text!r}: unknown term {name!r}.{nearest(name, TERMS)}")
         self.place += 1
-        return Term(name, weight, tuple(self._arguments()) if self._take("(") else ())
+        term = Term(name, weight, tuple(self._arguments()) if self._take("(") else ())
+        self._check(term)
+        return term
+
+    def _check(self, term: Term) -> None:
+        least, most = ARGUMENTS.get(term.name, (0, 99))
+        if not least <= len(term.arguments) <= most:
+            expected = (
+                f"at least {least}" if most == 99 else f"{least}" if least == most else f"{least} to {most}"
+            )
+            raise AttentionError(
+                f"Attention {self.text!r}: {term.name} takes {expected} number(s) in brackets, got "
+                f"{len(term.arguments)}. Write for instance gauss(5), captured(5-8) or similarity(8, 1, 3)."
+            )
+        blocks = blocks_in(term)
+        for number in blocks:
+            if number != int(number) or blocks.count(number) > 1:
+                wrong = f"got {number}" if number != int(number) else f"got {int(number)} twice"
+                raise AttentionError(
+                    f"Attention {self.text!r}: {term.name} takes whole blocks, counted from 0, each once; "
+                    f"{wrong}."
+                )
 
     def _arguments(self) -> Iterator[float]:
         while True:
@@ -172,16 +210,21 @@ def _tokens(text: str) -> Iterator[tuple[str, str]]:
 def written(groups: tuple[Group, ...], move: Mapping[int, int] | None = None) -> str:
     """An attention as text again; move: new block numbers by the old ones, for terms that name blocks."""
     return " + ".join(
-        f"{group.weight!r} * [" + " + ".join(_written(term, move) for term in group.terms) + "]"
+        f"{_plain(group.weight)} * [" + " + ".join(_written(term, move) for term in group.terms) + "]"
         for group in groups
     )
 
 
 def _written(term: Term, move: Mapping[int, int] | None) -> str:
-    numbers = [int(one) if one == int(one) else one for one in term.arguments]
-    if move is not None and term.name in ("captured", "captured_csa"):
-        numbers = list(dict.fromkeys(move[int(one)] for one in numbers))
-    elif move is not None and term.name == "similarity":
-        numbers[0] = move[int(numbers[0])]
-    arguments = f"({', '.join(repr(one) for one in numbers)})" if numbers else ""
-    return f"{term.weight!r} * {term.name}{arguments}"
+    blocks = [int(one) for one in blocks_in(term)]
+    if move is not None:
+        blocks = list(dict.fromkeys(move[one] for one in blocks))
+    others = [int(one) if one == int(one) else one for one in term.arguments[len(blocks_in(term)) :]]
+    numbers = [*blocks, *others]
+    arguments = f"({', '.join(_plain(one) for one in numbers)})" if numbers else ""
+    return f"{_plain(term.weight)} * {term.name}{arguments}"
+
+
+def _plain(number: float) -> str:
+    """All digits of a number, without an exponent."""
+    return format(Decimal(repr(number)), "f")

@@ -9,29 +9,36 @@ Shapes: D width.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True)
 class Channels:
-    """Factors for some output channels of one MLP. index: (C,) int64; factor: (C,) float32."""
+    """Factors for some output channels of one MLP. index: (C,) int64; factor: (C,) float32; with_bias: scale
+    the bias as well.
+    """
 
     index: tuple[int, ...]
     factor: tuple[float, ...]
+    with_bias: bool = False
 
     def scale(self, hidden: Tensor, bias: Tensor | None) -> Tensor:
         """hidden: (..., D), the MLP's output, changed in place: what the weights gave is scaled, the bias is
-        not; the same as scaling the rows of the weights.
+        not unless asked; the same as scaling the rows of the weights.
         """
         for channel, factor in zip(self.index, self.factor, strict=True):
             part = hidden[..., channel]
-            shift = 0.0 if bias is None else bias[channel]
-            part.copy_((part - shift) * factor + shift)
+            part *= factor
+            if bias is not None and not self.with_bias:
+                part += bias[channel] * (1 - factor)
         return hidden
 
 
@@ -46,6 +53,12 @@ def loudest(block: Any) -> Channels:
 
 
 @torch.no_grad()
-def suppressed(blocks: list[Any], which: Iterable[int]) -> dict[int, Channels]:
-    """The scaling of each of these blocks, by block."""
-    return {index: loudest(blocks[index]) for index in which}
+def suppressed(blocks: list[Any], which: Iterable[int], with_bias: bool = False) -> dict[int, Channels]:
+    """The scaling of each of these blocks, by block; says in the log which channels they are."""
+    found = {index: replace(loudest(blocks[index]), with_bias=with_bias) for index in which}
+    if found:
+        logger.info(
+            "Suppressed channels: %s",
+            ", ".join(f"block {i}: {one.index[0]} x {one.factor[0]:.3f}" for i, one in found.items()),
+        )
+    return found

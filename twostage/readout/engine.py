@@ -5,7 +5,7 @@ Shapes: B images, h x w grid, N = h * w, L = N + 1 tokens (row 0 is the class to
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -13,10 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from twostage.errors import TwostageError
 from twostage.readout import vit
 from twostage.readout.attention import Group, blocks_of, parse, written
 from twostage.readout.channels import Channels, suppressed
-from twostage.readout.knobs import Knobs
+from twostage.readout.knobs import ClassOverSelf, Knobs
 from twostage.readout.record import Record, Wanted, run_early
 from twostage.readout.terms import Scene, attend, needs
 from twostage.readout.tokens import repaired, smoothed
@@ -51,7 +52,7 @@ class Tower:
         vit.require_vit(visual)
         self.visual = visual
         self.blocks: list[Any] = vit.blocks(visual)
-        self._suppressed: dict[tuple[int, ...], dict[int, Channels]] = {}
+        self._made: dict[Hashable, Any] = {}
 
     @property
     def cell_hw(self) -> tuple[int, int]:
@@ -59,11 +60,17 @@ class Tower:
         tall, wide = self.visual.patch_size
         return int(tall), int(wide)
 
-    def channels(self, which: tuple[int, ...]) -> dict[int, Channels]:
-        """The scaling that suppresses the loudest channel of these blocks."""
-        if which not in self._suppressed:
-            self._suppressed[which] = suppressed(self.blocks, which)
-        return self._suppressed[which]
+    def once(self, key: Hashable, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made when it is first asked for under this key."""
+        if key not in self._made:
+            self._made[key] = make()
+        return self._made[key]
+
+    def channels(self, which: tuple[int, ...], with_bias: bool = False) -> dict[int, Channels]:
+        """The scaling that suppresses the loudest channel of these blocks, by block."""
+        key = ("channels", which, with_bias)
+        found: dict[int, Channels] = self.once(key, lambda: suppressed(self.blocks, which, with_bias))
+        return found
 
     def native(self, pixels: Tensor, positions: Any = "bicubic") -> Tensor:
         """(B, 3, H, W) normalised -> (B, L, E), the tower as it was trained, all rows read out."""
@@ -74,10 +81,15 @@ class Tower:
 
 
 def fitted(knobs: Knobs, depth: int) -> Knobs:
-    """The same knobs for a tower of another depth: block numbers move in proportion, none reaches the last.
+    """The same knobs for a tower of another depth: block numbers move in proportion, none reaches the last;
+    suppressed are all blocks that lie where the named ones do.
 
     Presets count the twelve blocks of ViT-B; what the papers chose for deeper towers is not always known.
+
+    Raises:
+        TwostageError: a block is named that twelve blocks do not have before the last.
     """
+    _require_early(knobs)
     if depth == NATIVE_DEPTH:
         return knobs
     last = depth - 2
@@ -87,12 +99,28 @@ def fitted(knobs: Knobs, depth: int) -> Knobs:
     return replace(
         knobs,
         attention=_renumbered(knobs.attention, move),
-        suppress=tuple(dict.fromkeys(move.get(block, depth - 1) for block in knobs.suppress)),
+        suppress=tuple(
+            block for block in range(depth) if int((block + 0.5) * NATIVE_DEPTH / depth) in knobs.suppress
+        ),
         smooth_before=moved(knobs.smooth_before),
         smooth_after=moved(knobs.smooth_after),
         levels=levels,
         levels_attention=knobs.levels_attention and _renumbered(knobs.levels_attention, move),
     )
+
+
+def _require_early(knobs: Knobs) -> None:
+    """Refuse block numbers that a preset's twelve blocks do not have."""
+    asked = wanted(knobs)
+    early = {*asked.tokens, *(block for group in (*asked.maps, *asked.self_maps) for block in group)}
+    wrong = [block for block in sorted(early) if not 0 <= block < NATIVE_DEPTH - 1]
+    wrong += [block for block in knobs.suppress if not 0 <= block < NATIVE_DEPTH]
+    if wrong:
+        raise TwostageError(
+            f"Dense readout: block {wrong[0]} cannot be used. Blocks count as in ViT-B, whatever the tower's"
+            f" depth: 0 to {NATIVE_DEPTH - 2} leave something behind for the last one, and 0 to"
+            f" {NATIVE_DEPTH - 1} have channels to suppress."
+        )
 
 
 def read(
@@ -108,7 +136,22 @@ def read(
     or 1, L, L); also: what to keep of the early blocks beside what the knobs need.
     """
     tokens, grid = vit.embed(tower.visual, pixels, knobs.positions)
-    record = run_early(tower.blocks, tokens, wanted(knobs, also), tower.channels(knobs.suppress))
+    record = run_early(
+        tower.blocks, tokens, wanted(knobs, also), tower.channels(knobs.suppress, knobs.suppress_bias)
+    )
+    return read_from(tower, record, grid, knobs, given)
+
+
+def read_from(
+    tower: Tower,
+    record: Record,
+    grid: tuple[int, int],
+    knobs: Knobs,
+    given: Mapping[str, Tensor] | None = None,
+) -> Reading:
+    """The last block and the readout alone, on what the early blocks left behind: all that these knobs need
+    of them.
+    """
     patches, first = read_last(tower, record, grid, knobs, given)
     features = vit.readout(tower.visual, patches)
     return Reading(features, grid, record, None if first is None else vit.readout(tower.visual, first)[:, 0])
@@ -124,27 +167,31 @@ def read_last(
     """What the last block makes of the patches, (B, N, D), and of the class token, (B, 1, D) or None where
     keys are patches only; before the tower's last norm.
     """
-    likeness: dict[int, Tensor] = {}
-    entering = record.entering
-    patches = entering[:, 1:]
-    if knobs.repair != "none":
-        patches = repaired(patches, grid, knobs.repair, record)
+    seen = record if knobs.repair is None else repaired(record, grid, knobs.repair, _compared(knobs))
+    entering = seen.entering
     if knobs.smooth_before is not None:
-        patches = smoothed(patches, record, knobs.smooth_before, likeness)
-    if patches is not entering:
+        patches = smoothed(entering[:, 1:], seen, knobs.smooth_before)
         entering = torch.cat([entering[:, :1], patches], dim=1)
-    out = _last(tower, entering, knobs, knobs.groups, grid, record, given, likeness)
-    first, out = (out[:, :1], out[:, 1:]) if knobs.keys == "all" else (None, out)
-    if knobs.smooth_after is not None:
-        out = smoothed(out, record, knobs.smooth_after, likeness)
-    if knobs.levels is None:
+
+    def through(tokens: Tensor, groups: tuple[Group, ...]) -> tuple[Tensor, Tensor | None]:
+        out = _last(tower, tokens, knobs, groups, grid, seen, given)
+        first, out = (out[:, :1], out[:, 1:]) if knobs.keys == "all" else (None, out)
+        if knobs.smooth_after is not None:
+            out = smoothed(out, record, knobs.smooth_after)
         return out, first
-    total = torch.stack([record.tokens[block] for block in range(*knobs.levels)]).sum(dim=0)
-    more = _last(tower, total, knobs, knobs.level_groups, grid, record, given, likeness)
-    more = more[:, 1:] if knobs.keys == "all" else more
-    if knobs.smooth_after is not None:
-        more = smoothed(more, record, knobs.smooth_after, likeness)
-    return out + more, first
+
+    out, first = through(entering, knobs.groups)
+    if knobs.levels is not None:
+        total = torch.stack([record.tokens[block] for block in range(*knobs.levels)]).sum(dim=0)
+        out = out + through(total, knobs.level_groups)[0]
+    return out, first
+
+
+def _compared(knobs: Knobs) -> set[int]:
+    """Blocks whose patches are compared on the way into the last attention."""
+    groups = (*knobs.groups, *(knobs.level_groups if knobs.levels else ()))
+    found = {blocks[0] for blocks in blocks_of(groups, "similarity")}
+    return found if knobs.smooth_before is None else found | {knobs.smooth_before.after}
 
 
 def _last(
@@ -155,7 +202,6 @@ def _last(
     grid: tuple[int, int],
     record: Record,
     given: Mapping[str, Tensor] | None,
-    likeness: dict[int, Tensor],
 ) -> Tensor:
     """(B, L, D) -> the tokens that take part (N patches, or all L) after the last block's attention and what
     else is on.
@@ -165,7 +211,7 @@ def _last(
     looking = tokens if with_class else tokens[:, 1:]
     letters = needs(groups)
     parts = dict(zip(letters, vit.project(block, looking, letters), strict=True))
-    scene = Scene(parts.get("q"), parts.get("k"), parts["v"], grid, with_class, record, given or {}, likeness)
+    scene = Scene(parts.get("q"), parts.get("k"), parts["v"], grid, with_class, record, given or {})
     mixed = attend(groups, scene, knobs.heads == "mean")
     out: Tensor = block.ls_1(vit.merge_heads(block, mixed))
     if knobs.class_token:
@@ -173,7 +219,7 @@ def _last(
     if knobs.residual:
         out = out + looking
     if knobs.ffn:
-        channels = tower.channels(knobs.suppress).get(len(tower.blocks) - 1)
+        channels = tower.channels(knobs.suppress, knobs.suppress_bias).get(len(tower.blocks) - 1)
         out = out + block.ls_2(vit.feed_forward(block, block.ln_2(out), channels))
     return out
 
@@ -181,8 +227,7 @@ def _last(
 def wanted(knobs: Knobs, also: Wanted | None = None) -> Wanted:
     """What the early blocks have to leave behind for these knobs."""
     groups = (*knobs.groups, *(knobs.level_groups if knobs.levels else ()))
-    tokens = {one.after for one in (knobs.smooth_before, knobs.smooth_after) if one is not None}
-    tokens |= {blocks[0] for blocks in blocks_of(groups, "similarity")}
+    tokens = _compared(knobs) | (set() if knobs.smooth_after is None else {knobs.smooth_after.after})
     tokens |= set(range(*knobs.levels)) if knobs.levels else set()
     also = also or Wanted()
     return Wanted(
@@ -190,6 +235,7 @@ def wanted(knobs: Knobs, also: Wanted | None = None) -> Wanted:
         tuple(dict.fromkeys([*blocks_of(groups, "captured"), *also.maps])),
         tuple(dict.fromkeys([*blocks_of(groups, "captured_csa"), *also.self_maps])),
         knobs.heads == "mean" and not (also.maps or also.self_maps),
+        isinstance(knobs.repair, ClassOverSelf) or also.looks,
     )
 
 

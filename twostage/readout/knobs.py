@@ -14,7 +14,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "heads": ("each", "mean"),
     "keys": ("all", "patches"),
     "positions": POSITION_MODES,
-    "repair": ("none", "lof", "class_over_self"),
 }
 
 
@@ -29,19 +28,40 @@ class Smoothing:
 
 
 @dataclass(frozen=True)
+class LocalOutliers:
+    """Patches that stand out by local outlier factor among their nearest `neighbours`; share: of an image's
+    patches that count as outliers (SC-CLIP, Bai et al., 2024).
+    """
+
+    neighbours: int = 30
+    share: float = 0.05
+
+
+@dataclass(frozen=True)
+class ClassOverSelf:
+    """Patches that the class token looks at more than they look at themselves: factor * A[class, i] >
+    A[i, i] in the block before the last, mean over heads; of these at most `most`, those most looked at (SFP,
+    2025; its factor is the class token's share 0.3 times a scale of 5).
+    """
+
+    factor: float = 1.5
+    most: int = 10
+
+
+@dataclass(frozen=True)
 class Knobs:
-    """One way to read the last block. Blocks count from 0; numbers below 0 count from the last block.
+    """One way to read the last block. Blocks count from 0.
 
     attention: where tokens look, as `twostage.readout.attention` writes it. heads: a map for "each" head, or
     their "mean" for all. keys: tokens look at "all", or at "patches" and not at the class token. residual,
     ffn: whether the last block adds its input, and runs its MLP. positions: how the position table is brought
     to the grid. suppress: blocks whose loudest MLP channel is scaled down to the others' mean, () for none
-    (GCLIP). repair: patches that stand out on entering the last block are replaced by the mean of their
-    neighbours: found by local outlier factor ("lof", SC-CLIP) or where the class token looks at them more
-    than they do themselves ("class_over_self", SFP). class_token: share of the class token entering the last
-    block that every patch gets in addition. smooth_before, smooth_after: averaging of like patches at the
-    last block's entrance and exit. levels: (first, end) blocks whose outputs are summed, sent through the
-    last attention too and added; levels_attention: another attention for these, None for the same.
+    (GCLIP), suppress_bias: with its bias. repair: which patches entering the last block are outliers, to be
+    replaced by the mean of their neighbours, there and in what `smooth_before` and the term similarity
+    compare; None: none. class_token: share of the class token entering the last block that every patch gets
+    in addition. smooth_before, smooth_after: averaging of like patches at the last block's entrance and exit.
+    levels: (first, end) blocks whose outputs, not repaired, are summed, sent through the last attention too
+    and added; levels_attention: another attention for these, None for the same.
     """
 
     attention: str = "qk"
@@ -51,7 +71,8 @@ class Knobs:
     ffn: bool = True
     positions: PositionMode = "bicubic_scale"
     suppress: tuple[int, ...] = ()
-    repair: Literal["none", "lof", "class_over_self"] = "none"
+    suppress_bias: bool = False
+    repair: LocalOutliers | ClassOverSelf | None = None
     class_token: float = 0.0
     smooth_before: Smoothing | None = None
     smooth_after: Smoothing | None = None

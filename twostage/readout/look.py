@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from twostage.readout.engine import Reading, Tower, read
+from twostage.readout.engine import Reading, Tower, read, read_from
 from twostage.readout.knobs import Knobs
 from twostage.readout.record import Wanted
 
 Guest = Callable[[Tensor], Tensor]
-"""A second vision model: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) features."""
+"""A second vision model: (B, 3, H, W) RGB in [0, 1] -> (B, C, h, w) features, or (B, heads, C, h, w)."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Look:
     """What a method is given. tower, knobs: what to read, and how, with the tower's own block numbers;
     pixels: (B, 3, H, W) normalised, in the tower's dtype, H and W multiples of a patch; text: (T, E) float32
     unit rows; scale: what cosines are multiplied by; settings: the preset's; mean, std: of the normalisation;
-    guest: a second model; regions: (N, H, W) masks of each image.
+    guest: a second model; regions: (N, H, W) masks of each image; class_of: (T,) int64, the class of a row of
+    text (synonyms share one), None where every row is a class.
     """
 
     tower: Tower
@@ -39,12 +40,19 @@ class Look:
     std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
     guest: Guest | None = None
     regions: list[Tensor] | None = None
+    class_of: Tensor | None = None
 
     def read(
         self, given: Mapping[str, Tensor] | None = None, also: Wanted | None = None, **knobs: Any
     ) -> Reading:
         """One reading with these knobs, some of them changed."""
         return read(self.tower, self.pixels, replace(self.knobs, **knobs), given, also)
+
+    def read_again(self, before: Reading, given: Mapping[str, Tensor] | None = None, **knobs: Any) -> Reading:
+        """The last block once more, on what the early blocks left behind for a reading before; knobs may ask
+        no more of them.
+        """
+        return read_from(self.tower, before.record, before.grid, replace(self.knobs, **knobs), given)
 
     def cosines(self, reading: Reading) -> Tensor:
         """(B, N, T) float32 of a reading's patches with the text."""

@@ -8,13 +8,24 @@ own paper, so that they compare only roughly; none of them was measured here.
 from __future__ import annotations
 
 from twostage.errors import TwostageError
-from twostage.readout.methods import gclip, maskclip, plain
+from twostage.readout.methods import (
+    cliptrase,
+    corrclip,
+    gclip,
+    guests,
+    itaclip,
+    maskclip,
+    plain,
+    resclip,
+    scclip,
+    surgery,
+    tagclip,
+)
 from twostage.readout.preset import Preset
 from twostage.vocabulary import nearest
 
-PRESETS: dict[str, Preset] = {
-    preset.name: preset for family in (plain, maskclip, gclip) for preset in family.PRESETS
-}
+FAMILIES = (plain, maskclip, surgery, gclip, resclip, scclip, cliptrase, itaclip, tagclip, guests, corrclip)
+PRESETS: dict[str, Preset] = {preset.name: preset for family in FAMILIES for preset in family.PRESETS}
 """Every preset by name, in the order of `twostage dense list`."""
 
 

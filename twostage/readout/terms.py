@@ -23,8 +23,8 @@ from twostage.readout.record import Record
 @dataclass
 class Scene:
     """Everything a term may look at. q, k, v: (B, m, L, d), None where no term needs it; grid: (h, w);
-    with_class: whether row 0 is the class token; given: further logits or maps by name, broadcast to (B, m,
-    L, L); likeness: (B, N, N) cosines of patches by block, made once.
+    with_class: whether row 0 is the class token; record: of the early blocks, repaired where that is asked
+    for; given: further logits or maps by name, broadcast to (B, m, L, L).
     """
 
     q: Tensor | None
@@ -34,14 +34,6 @@ class Scene:
     with_class: bool
     record: Record
     given: Mapping[str, Tensor] = field(default_factory=dict)
-    likeness: dict[int, Tensor] = field(default_factory=dict)
-
-    def like(self, block: int) -> Tensor:
-        """(B, N, N) cosines of the patches leaving a block."""
-        if block not in self.likeness:
-            unit = F.normalize(self.record.tokens[block][:, 1:].float(), dim=-1)
-            self.likeness[block] = unit @ unit.transpose(1, 2)
-        return self.likeness[block]
 
 
 def needs(groups: tuple[Group, ...]) -> str:
@@ -75,7 +67,7 @@ def _mixed(group: Group, scene: Scene, mean_heads: bool) -> Tensor:
     if len(group.terms) == 1 and first.name in _PAIRS and not mean_heads:
         a, b = (getattr(scene, letter) for letter in _PAIRS[first.name])
         return F.scaled_dot_product_attention(a, b, scene.v, scale=first.weight * a.shape[-1] ** -0.5)
-    found = _map(first, scene) if first.name in MAPS else masked_softmax(_logits(group, scene))
+    found = _own_map(group, scene)
     if mean_heads and found.shape[1] > 1:
         found = found.mean(dim=1, keepdim=True)
     found = found.to(scene.v.dtype)
@@ -85,6 +77,28 @@ def _mixed(group: Group, scene: Scene, mean_heads: bool) -> Tensor:
         mixed: Tensor = (found[:, 0] @ side_by_side).unflatten(2, (heads, width)).transpose(1, 2)
         return mixed
     return found @ scene.v
+
+
+def _own_map(group: Group, scene: Scene) -> Tensor:
+    """(B or 1, m or 1, L, L) of one group, without its weight; a bias alone has no batch and no heads."""
+    first = group.terms[0]
+    found = _map(first, scene) if first.name in MAPS else masked_softmax(_logits(group, scene))
+    return found[(None,) * (4 - found.ndim)]
+
+
+def whole_map(groups: tuple[Group, ...], scene: Scene, mean_heads: bool = False) -> Tensor:
+    """(B or 1, m or 1, L, L) float32: the map that `attend` mixes values with, all groups together."""
+    total: Tensor | None = None
+    for group in groups:
+        if group.terms[0].name == "identity":
+            found = torch.eye(scene.v.shape[2], device=scene.v.device)[None, None]
+        else:
+            found = _own_map(group, scene)
+        found = group.weight * found.float()
+        found = found.mean(dim=1, keepdim=True) if mean_heads else found
+        total = found if total is None else total + found
+    assert total is not None
+    return total
 
 
 def masked_softmax(logits: Tensor) -> Tensor:
@@ -144,7 +158,7 @@ def _similarity(term: Term, scene: Scene) -> Tensor:
     block, places below zero closed (SC-CLIP); cosines below `cut` count as 0 beforehand (SFP).
     """
     numbers = dict(zip(("block", "beta", "gamma", "cut"), term.arguments, strict=False))
-    likeness = scene.like(int(numbers["block"]))
+    likeness = scene.record.likeness(int(numbers["block"]))
     if "cut" in numbers:
         likeness = torch.where(likeness < numbers["cut"], 0.0, likeness)
     return closed_below(likeness, numbers.get("beta", 1.0), numbers.get("gamma", 3.0))[:, None]

@@ -82,9 +82,13 @@ def project(block: Any, tokens: Tensor, parts: str = "qkv") -> list[Tensor]:
 
     What is not asked for is not computed.
     """
+    return project_normed(block, block.ln_1(tokens), parts)
+
+
+def project_normed(block: Any, normed: Tensor, parts: str = "qkv") -> list[Tensor]:
+    """The same of (B, L, D) tokens that have been through ln_1 already."""
     attention = block.attn
-    normed = block.ln_1(tokens)
-    batch, length, width = tokens.shape
+    batch, length, width = normed.shape
     heads = attention.num_heads
     where = [slice("qkv".index(part) * width, ("qkv".index(part) + 1) * width) for part in parts]
     if parts == "qkv":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,10 +18,13 @@ from twostage.clip.model import ClipFacts, describe
 from twostage.config import Config, ConfigError, SlotConfig
 from twostage.data import catalog
 from twostage.data.errors import DatasetError
+from twostage.data.sample import SegmentationDataset
 from twostage.errors import TwostageError
 from twostage.evaluation import expected
 from twostage.networks import shipped
 from twostage.protocol import settled
+from twostage.runs.clsclip import folds_of, rule_of, split_for, uses_what_is_trained
+from twostage.runs.clsclip_report import system_of
 from twostage.systems import ALL_SYSTEMS
 from twostage.vocabulary import nearest
 
@@ -111,10 +115,20 @@ def _networks(config: Config, clip: ClipFacts | None, plan: Plan) -> None:
     of_pixels = config.model.per_pixel.get("embedding_dim", clip.dim)
     builder.embedding_dim = config.model.mask_former.get("embedding_dim", of_pixels)
     makers: dict[str, Any] = {}
-    if config.proposals.name == "maskformer" or config.task in ("proposals", "self_training"):
+    of_pixels_alone = config.pixels.name == "per_pixel" and not config.proposals.name
+    in_training = config.task == "proposals" or (config.task == "self_training" and not of_pixels_alone)
+    if config.proposals.name == "maskformer" or in_training:
         makers["stage one"] = builder.network
     if config.pixels.name == "per_pixel" or config.task == "per_pixel":
         makers["per-pixel network"] = builder.pixel_network
+    if config.task == "clsclip" or uses_what_is_trained(config):
+        builder.tower_shape = (clip.visual_width, clip.blocks)
+        if clip.blocks:
+            makers["ClsCLIP"] = builder.clsclip_network
+        else:
+            plan.wrong.append(
+                f"CLIP.MODEL {config.clip.model}: ClsCLIP needs a VisionTransformer (ViT-B-16)."
+            )
     for name, make in makers.items():
         try:
             with torch.device("meta"):
@@ -170,7 +184,7 @@ def _prompts(config: Config, plan: Plan) -> None:
 
 
 def _weights(config: Config, plan: Plan) -> None:
-    wanted = {"MODEL.WEIGHTS": config.model.weights}
+    wanted = {"MODEL.WEIGHTS": config.model.weights, "MODEL.CLSCLIP_WEIGHTS": config.model.clsclip_weights}
     if config.task == "self_training" and config.self_training.start not in ("scratch", "teacher"):
         wanted["SELF_TRAINING.START"] = config.self_training.start
     for key, given in wanted.items():
@@ -198,7 +212,21 @@ def _dataset(name: str, config: Config, plan: Plan) -> str:
     seen = dataset.vocabulary.seen
     flags = "" if seen is None else f", {sum(seen)} seen"
     plan.parts.append(f"data set {name}: {len(dataset)} photos, {len(dataset.vocabulary)} classes{flags}")
+    if config.task == "clsclip":
+        _folds(config, dataset, plan)
     return dataset.name
+
+
+def _folds(config: Config, dataset: SegmentationDataset, plan: Plan) -> None:
+    try:
+        splits = [split_for(course, dataset) for course in folds_of(config)]
+    except TwostageError as error:
+        plan.wrong.append(str(error))
+        return
+    for course, split in zip(folds_of(config), splits, strict=True):
+        which = f"fold {course.clsclip.fold[0]}" if course.clsclip.fold else "the data set's own split"
+        held_out = ", ".join(dataset.vocabulary.shown[position] for position in split.held_out)
+        plan.parts.append(f"{dataset.name}, {which}: {len(split.base)} classes learned, held out: {held_out}")
 
 
 def _test_time(config: Config, plan: Plan) -> None:
@@ -219,11 +247,19 @@ def _test_time(config: Config, plan: Plan) -> None:
 
 def _measurement(config: Config, names: list[str], plan: Plan) -> None:
     """names: of the data sets of DATASETS.TEST, as results have them."""
+    known: Sequence[str] = ALL_SYSTEMS
+    metrics = expected.PAIR_METRICS if config.task == "clsclip" else expected.METRICS
+    if config.task == "clsclip":
+        try:
+            known = [system_of(config) + name for name in rule_of(config).names]
+        except TwostageError as error:
+            plan.wrong.append(str(error))
+            return
     for name in config.test.systems:
         if name not in ALL_SYSTEMS:
             plan.wrong.append(f"TEST.SYSTEMS: unknown system {name!r}.{nearest(name, ALL_SYSTEMS)}")
     try:
-        rows = expected.parse(config.test.expected_results, names, config.test.systems or ALL_SYSTEMS)
+        rows = expected.parse(config.test.expected_results, names, config.test.systems or known, metrics)
     except ConfigError as error:
         plan.wrong.append(str(error))
         return

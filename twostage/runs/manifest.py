@@ -18,11 +18,11 @@ from twostage.errors import TwostageError
 MANIFEST = "manifest.json"
 
 _IRRELEVANT = {
-    "": ("version", "task", "output_dir", "seed", "solver", "dataloader", "prompts"),
+    "": ("version", "task", "output_dir", "seed", "solver", "dataloader", "prompts", "clsclip"),
     "model": ("weights", "device", "losses"),
     "datasets": ("root", "test"),
     "input": ("min_size_train", "max_size_train", "crop_size", "color_jitter", "flip"),
-    "self_training": ("start", "max_iter", "base_lr", "ensemble", "rounds"),
+    "self_training": ("start", "max_iter", "guided_iter", "base_lr", "ensemble", "rounds"),
     "test": ("eval_period", "systems", "max_images", "expected_results", "overlays"),
 }
 """Options that cannot change a label, by section; an option that is new counts as one that can."""
@@ -39,6 +39,7 @@ def label_facts(config: Config, dataset: SegmentationDataset, indices: Sequence[
         for name in names:
             (options[section] if section else options).pop(name)
     files = {"MODEL.WEIGHTS": config.model.weights, "CLIP.PRETRAINED": config.clip.pretrained}
+    files["MODEL.CLSCLIP_WEIGHTS"] = config.model.clsclip_weights
     files |= {"CLIP.TEXT_FEATURES": config.clip.text_features, "CLIP.PROMPT": config.clip.prompt}
     vocabulary = dataset.vocabulary
     return {

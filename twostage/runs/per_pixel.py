@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from twostage.builder import Builder
@@ -31,13 +32,23 @@ def train(config: Config, resume: bool = False) -> Path:
             f"{config.pixels.name!r}. Set PIXELS.NAME per_pixel, PROPOSALS.NAME '' and ENSEMBLE.NAME "
             "per_pixel, or leave DATASETS.TEST empty."
         )
+    return learn(data, resume)
+
+
+def learn(data: Data, resume: bool = False, pseudo: Sequence[str] = (), at_end: bool = True) -> Path:
+    """Train the per-pixel network on `data`, whose configuration is `ready`; gives the weights.
+
+    pseudo, at_end: as for stage one (`twostage.runs.proposals.learn`).
+    """
+    config = data.config
     builder = Builder(config)
     if not resume:
         refuse_words_inside(builder.weights, config.clip)
     network = builder.pixel_network()
-    task = PerPixelTask(network, builder.stage_one_text(data.vocabulary), data.vocabulary, config.solver)
+    text = builder.stage_one_text(data.vocabulary)
+    task = PerPixelTask(network, text, data.vocabulary, config.solver, pseudo)
     builder.trained_pixels = Trained(network, data.vocabulary.every_name)
     data.refuse_what_evaluation_would(builder)
     data.announce(network)
-    trainer = Trainer(task, data.batches, config, data.measure(builder), starting_weights(network))
-    return trainer.run(resume)
+    measure = data.measure(builder, at_end)
+    return Trainer(task, data.batches, config, measure, starting_weights(network)).run(resume)

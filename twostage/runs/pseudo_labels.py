@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -31,12 +30,12 @@ from twostage.data.sample import Sample, SegmentationDataset
 from twostage.engine import distributed
 from twostage.engine.signals import StopSignals, TrainingInterrupted
 from twostage.errors import TwostageError
+from twostage.progress import Progress
 from twostage.segmenter import Segmenter, Words
 from twostage.types import VOID
+from twostage.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
-
-PROGRESS_SECONDS = 10.0
 
 
 def label_photos(config: Config, dataset: SegmentationDataset, indices: Sequence[int], folder: Path) -> None:
@@ -59,6 +58,13 @@ def label_photos(config: Config, dataset: SegmentationDataset, indices: Sequence
     distributed.barrier()
 
 
+def kept_flags(options: SelfTrainingConfig, vocabulary: Vocabulary) -> tuple[bool, ...]:
+    """The classes whose ground truth stays: the seen ones (all where no flags are known), or none."""
+    if not options.keep_seen:
+        return (False,) * len(vocabulary)
+    return vocabulary.seen or (True,) * len(vocabulary)
+
+
 def fill_rule(options: SelfTrainingConfig) -> FillRule:
     """How SELF_TRAINING says that open pixels are filled."""
     return FillRule(**{field.name: getattr(options, field.name) for field in dataclasses.fields(FillRule)})
@@ -66,11 +72,11 @@ def fill_rule(options: SelfTrainingConfig) -> FillRule:
 
 @dataclasses.dataclass(frozen=True)
 class _Labeller:
-    """The system that labels, the words it knows, the data set's seen flags (K,) and the rule."""
+    """The system that labels, the words it knows, which classes keep their ground truth (K,), the rule."""
 
     segmenter: Segmenter
     words: Words
-    seen: Tensor
+    kept: Tensor
     rule: FillRule
 
     @classmethod
@@ -79,26 +85,26 @@ class _Labeller:
         ensemble = dataclasses.replace(config.ensemble, options=options)
         builder = Builder(dataclasses.replace(config, ensemble=ensemble))
         vocabulary = dataset.vocabulary
-        seen = torch.tensor(vocabulary.seen or (True,) * len(vocabulary))
-        return cls(builder.segmenter(), builder.words(vocabulary), seen, fill_rule(config.self_training))
+        kept = torch.tensor(kept_flags(config.self_training, vocabulary))
+        return cls(builder.segmenter(), builder.words(vocabulary), kept, fill_rule(config.self_training))
 
     def label(self, sample: Sample) -> Tensor:
-        """(H, W) int32. Ground truth of unseen classes is gone before the labels are made."""
-        known = None if sample.labels is None else known_labels(sample.labels, self.seen)
+        """(H, W) int32. Ground truth that is not to be kept is gone before the labels are made."""
+        known = None if sample.labels is None else known_labels(sample.labels, self.kept)
         found = self.segmenter.segment([sample.image], self.words)[0]
         if found.scores is None:
             raise TwostageError(
                 "ENSEMBLE: pseudo labels are made from class maps, but this ensemble returns none "
                 "(Segmentation.scores): it needs an option `scores` that fills them."
             )
-        made = fill(known, found.scores, self.seen, self.rule)
+        made = fill(known, found.scores, self.kept, self.rule)
         silent = (found.labels == VOID).cpu()  # where the ensemble itself has no opinion
         return made.masked_fill(silent if known is None else silent & (known == VOID), VOID)
 
 
 def _label(labeller: _Labeller, dataset: SegmentationDataset, missing: Sequence[int], folder: Path) -> None:
     classes = len(dataset.vocabulary)
-    started = spoken = time.monotonic()
+    progress = Progress(logger, "Pseudo labels", len(missing))
     with StopSignals() as stop:
         for done, sample in enumerate(prefetch(dataset, missing), start=1):
             labels = labeller.label(sample)
@@ -108,28 +114,26 @@ def _label(labeller: _Labeller, dataset: SegmentationDataset, missing: Sequence[
                     f"Interrupted: {done} photos more are labelled in {folder}. Go on with --resume.",
                     128 + stop.requested,
                 )
-            if time.monotonic() - spoken > PROGRESS_SECONDS:
-                spoken = time.monotonic()
-                rate = done / (spoken - started)
-                left = (len(missing) - done) / rate
-                logger.info(
-                    "Pseudo labels: %d of %d photos, %.1f/s, %.0f s left", done, len(missing), rate, left
-                )
+            progress.at(done)
 
 
 def count(dataset: PseudoLabelled, seen: Sequence[bool]) -> dict[str, Any]:
     """What the labels hold, summed over all processes: plain data for the report.
 
-    seen: flags of the original data set. "void": pixels without label; "classes": for each class its pixels
-    `kept` from ground truth and `filled` by the model, and, for the report alone and known only where the
-    data set labels unseen classes too, its `true` pixels among the open ones and how many of those are
-    `right`. The ground truth of unseen classes is read here, after the labels are on disk, and nowhere else.
+    seen: flags of the classes whose ground truth was kept. "void": pixels without label; "classes": for each
+    class its pixels `kept` from ground truth and `filled` by the model, and, for the report alone and known
+    only where the data set labels other classes too, its `true` pixels among the open ones and how many of
+    those are `right`. The ground truth of other classes is read here, after the labels are on disk, and
+    nowhere else.
     """
     classes = len(dataset.vocabulary)
     sums = torch.zeros(4, classes, dtype=torch.int64)
     void = 0
     flags = torch.tensor([*seen])
-    for index in range(distributed.rank(), len(dataset), distributed.world_size()):
+    mine = range(distributed.rank(), len(dataset), distributed.world_size())
+    progress = Progress(logger, "Pseudo labels: counted", len(mine))
+    for done, index in enumerate(mine, start=1):
+        progress.at(done)
         sample, truth = dataset.with_truth(index)
         assert sample.labels is not None
         labels, void = sample.labels, void + int((sample.labels == VOID).sum())

@@ -1,9 +1,9 @@
 """Self-training in one go: a teacher, its labels for the unseen classes, a student that learns from them.
 
 After section 3.4 of "A Simple Baseline for Open-Vocabulary Semantic Segmentation with Pre-trained
-Vision-language Model" (Xu et al., ECCV 2022). OUTPUT_DIR/teacher, labels and student hold one step
-each; every step, and what is finished within one, is kept when the run is resumed. Further rounds are
-labels_2 and student_2.
+Vision-language Model" (Xu et al., ECCV 2022), and MaskCLIP+ with dense CLIP as the teacher
+(`twostage.runs.teaching`). OUTPUT_DIR/teacher, labels and student hold one step each; every step, and
+what is finished within one, is kept when the run is resumed. Further rounds are labels_2 and student_2.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from twostage.builder import Builder
-from twostage.config import Config, dump_config
+from twostage.config import Config, SolverConfig, dump_config
 from twostage.data.atomic import replacing
 from twostage.data.pseudo import PseudoLabelled, evenly
 from twostage.data.sample import SegmentationDataset
@@ -26,8 +26,9 @@ from twostage.evaluation import expected, report
 from twostage.runs import evaluation, proposals
 from twostage.runs.manifest import MANIFEST, claim, label_facts
 from twostage.runs.pseudo_labels import count, label_photos
-from twostage.runs.self_training_checks import is_teacher, refuse_leftovers, seen_flags
+from twostage.runs.self_training_checks import is_teacher, kept_classes, refuse_leftovers
 from twostage.runs.self_training_report import Round, write_report
+from twostage.runs.teaching import dense_alone, is_dense, learner
 from twostage.runs.training import Data
 from twostage.systems import ALL_SYSTEMS
 
@@ -39,7 +40,7 @@ MEASURED = "measured.json"
 
 
 def train(config: Config, resume: bool = False) -> Path:
-    """Teacher (trained, or MODEL.WEIGHTS), labels, student, and both measured; gives the student's weights.
+    """Teacher (trained, MODEL.WEIGHTS or dense CLIP), labels, student, all measured; gives the last weights.
 
     Raises:
         ConfigError: the options cannot be meant so. StaleError: OUTPUT_DIR holds the steps of another run.
@@ -47,7 +48,7 @@ def train(config: Config, resume: bool = False) -> Path:
     """
     config = proposals.ready(config)
     data = Data.of(config)
-    seen = seen_flags(config, data.train)
+    kept = kept_classes(config, data.train)
     measured = config.test.systems or ALL_SYSTEMS
     expected.parse(config.test.expected_results, [test.name for test in data.tests], measured)
     if not resume:
@@ -56,8 +57,8 @@ def train(config: Config, resume: bool = False) -> Path:
     systems = {"teacher": _rows(teacher, data.tests)}
     rounds = []
     for number in range(1, config.self_training.rounds + 1):
-        photos, counts = _labels(teacher, data.train, seen, step(config, "labels", number))
-        teacher = _student(config, teacher, data, photos, number, resume)
+        photos, counts = _labels(teacher, data.train, kept, step(config, "labels", number))
+        teacher = _student(config, teacher, data, photos, kept, number, resume)
         rounds.append(Round(number, counts))
         systems[_numbered("student", number)] = _rows(teacher, data.tests)
     if distributed.is_main():
@@ -84,21 +85,24 @@ def _numbered(name: str, number: int) -> str:
 
 
 def _teacher(data: Data, resume: bool) -> Config:
-    """The configuration of the trained teacher: MODEL.WEIGHTS is its file, OUTPUT_DIR its folder."""
+    """The teacher's configuration: MODEL.WEIGHTS is its file, if it has one, OUTPUT_DIR its folder."""
     config, folder = data.config, Path(data.config.output_dir, "teacher")
     # TEST.EXPECTED_RESULTS speaks of the result, the student.
     test = dataclasses.replace(config.test, expected_results=[])
     own = dataclasses.replace(config, output_dir=str(folder), test=test)
+    if is_dense(config):
+        logger.info("Teacher: dense CLIP (%s) alone, nothing is trained", config.dense.name)
+        return dense_alone(own)
     if is_teacher(config):
         logger.info("Teacher: %s is given by MODEL.WEIGHTS, so none is trained", config.model.weights)
         return own
     logger.info("Teacher: training on the seen classes in %s", folder)
-    weights = proposals.learn(dataclasses.replace(data, config=own), resume, at_end=False)
+    weights = learner(own)(dataclasses.replace(data, config=own), resume, at_end=False)
     return _with_weights(own, str(weights))
 
 
 def _labels(
-    teacher: Config, dataset: SegmentationDataset, seen: Sequence[bool], folder: Path
+    teacher: Config, dataset: SegmentationDataset, kept: Sequence[bool], folder: Path
 ) -> tuple[PseudoLabelled, dict[str, Any]]:
     """The photos with their labels, made where they are missing, and what was counted in them."""
     indices = evenly(len(dataset), teacher.self_training.max_images)
@@ -107,25 +111,25 @@ def _labels(
     photos = PseudoLabelled(dataset, folder / MAPS, indices)
     counts = _kept(folder / COUNTS)
     if counts is None:
-        counts = count(photos, seen)
+        counts = count(photos, kept)
         _keep(folder / COUNTS, counts)
     return photos, counts
 
 
 def _student(
-    config: Config, teacher: Config, data: Data, photos: PseudoLabelled, number: int, resume: bool
+    config: Config,
+    teacher: Config,
+    data: Data,
+    photos: PseudoLabelled,
+    kept: Sequence[bool],
+    number: int,
+    resume: bool,
 ) -> Config:
     """The configuration of the trained student."""
-    options, folder = config.self_training, step(config, "student", number)
-    own = _of_student(config, folder)
-    fresh = "" if is_teacher(config) else config.model.weights
-    start = {"scratch": fresh, "teacher": teacher.model.weights}.get(options.start, options.start)
-    solver = dataclasses.replace(
-        own.solver,
-        max_iter=options.max_iter or own.solver.max_iter,
-        base_lr=options.base_lr or own.solver.base_lr,
-    )
-    own = dataclasses.replace(_with_weights(own, start), solver=solver)
+    folder = step(config, "student", number)
+    start = _start(config, teacher)
+    own = _with_weights(_of_student(config, folder), start)
+    own = dataclasses.replace(own, solver=_solver(config, number))
     labels = step(config, "labels", number) / MANIFEST
     claim(
         folder,
@@ -133,13 +137,28 @@ def _student(
         "*.pth",
     )
     taught = Data(own, photos, data.tests, photos.vocabulary)
-    unseen = [
-        n
-        for n, flag in zip(photos.vocabulary.shown, data.train.vocabulary.seen or (), strict=True)
-        if not flag
-    ]
+    made = [name for name, flag in zip(photos.vocabulary.shown, kept, strict=True) if not flag]
     logger.info("Student: training on all classes in %s, from %s", folder, start or "fresh weights")
-    return _with_weights(own, str(proposals.learn(taught, resume, unseen, at_end=False)))
+    return _with_weights(own, str(learner(own)(taught, resume, made, at_end=False)))
+
+
+def _start(config: Config, teacher: Config) -> str:
+    """The file that a student starts from; empty for fresh weights."""
+    fresh = config.model.weights if is_dense(config) or not is_teacher(config) else ""
+    wanted = config.self_training.start
+    # Dense CLIP has no weights to go on from: its student begins as one from scratch does.
+    return {"scratch": fresh, "teacher": teacher.model.weights or fresh}.get(wanted, wanted)
+
+
+def _solver(config: Config, number: int) -> SolverConfig:
+    """How the student of a round is trained; the first one of dense CLIP may have a shorter course."""
+    options, solver = config.self_training, config.solver
+    guided = options.guided_iter if number == 1 and is_dense(config) else 0
+    return dataclasses.replace(
+        solver,
+        max_iter=guided or options.max_iter or solver.max_iter,
+        base_lr=options.base_lr or solver.base_lr,
+    )
 
 
 def _of_student(config: Config, folder: Path) -> Config:
@@ -157,14 +176,14 @@ def _rows(config: Config, tests: list[SegmentationDataset]) -> list[dict[str, An
     """Rows of every system on DATASETS.TEST, kept in OUTPUT_DIR, measured anew for other weights."""
     if not tests:
         return []
-    weights = Path(config.model.weights)
+    weights = config.model.weights
     anywhere = dataclasses.replace(config, output_dir="", model=dataclasses.replace(config.model, weights=""))
-    made_with = {"sha256": digest_of(weights), "config": dump_config(anywhere)}
+    made_with = {"sha256": digest_of(Path(weights)) if weights else "", "config": dump_config(anywhere)}
     path = Path(config.output_dir, MEASURED)
     kept = _kept(path)
     distributed.barrier()  # nobody writes before everybody has looked
     if kept is not None and kept["made_with"] == made_with:
-        logger.info("%s was measured already", weights)
+        logger.info("%s was measured already", weights or "The teacher")
         return list(kept["rows"])
     outcomes = evaluation.measure(Builder(config), tests)
     rows = [

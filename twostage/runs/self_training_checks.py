@@ -13,24 +13,33 @@ from twostage.data.sample import SegmentationDataset
 from twostage.engine import distributed
 from twostage.published.recognise import Kind
 from twostage.runs.manifest import MANIFEST, StaleError
+from twostage.runs.pseudo_labels import kept_flags
+from twostage.runs.teaching import dense_alone, is_dense, learner
 from twostage.runs.training import refuse_words_inside
 
 
-def seen_flags(config: Config, dataset: SegmentationDataset) -> tuple[bool, ...]:
-    """The flags of the training data, after everything that can be refused at once has been.
+def kept_classes(config: Config, dataset: SegmentationDataset) -> tuple[bool, ...]:
+    """Which classes keep their ground truth, after everything that can be refused at once has been.
 
     Raises:
         ConfigError, ComponentError: the options cannot be meant so.
     """
-    if config.proposals.name != "maskformer":
-        raise ConfigError(
-            f"PROPOSALS.NAME is {config.proposals.name!r}, but self-training trains a maskformer: set it so."
-        )
-    flags = dataset.vocabulary.seen
-    if flags is None or all(flags):
+    learner(config)
+    kept = kept_flags(config.self_training, dataset.vocabulary)
+    if all(kept):
         raise ConfigError(
             f"{dataset.name} has no unseen class, so there is nothing to label. Self-training needs data "
-            "whose class list says which classes are seen; train with TASK proposals instead."
+            "whose class list says which classes are seen; train with TASK proposals instead, or set "
+            "SELF_TRAINING.KEEP_SEEN false to use no ground truth at all."
+        )
+    if is_dense(config):
+        teacher = dense_alone(config)
+        Builder(config).component("ensembles", teacher.ensemble)
+    elif not config.self_training.keep_seen and not is_teacher(config):
+        raise ConfigError(
+            "SELF_TRAINING.KEEP_SEEN false with TEACHER trained: the teacher would be trained on the ground "
+            "truth that is not to be used. Set SELF_TRAINING.TEACHER dense, or name a trained network in "
+            "MODEL.WEIGHTS."
         )
     training_vocabulary(dataset)
     start = config.self_training.start
@@ -42,7 +51,7 @@ def seen_flags(config: Config, dataset: SegmentationDataset) -> tuple[bool, ...]
     for more in ({"scores": True}, config.self_training.ensemble):  # labelling and the student need these
         slot = dataclasses.replace(config.ensemble, options={**config.ensemble.options, **more})
         Builder(config).component("ensembles", slot)
-    return flags
+    return kept
 
 
 def is_teacher(config: Config) -> bool:

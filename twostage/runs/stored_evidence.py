@@ -56,8 +56,12 @@ def write_evidence(path: str | Path, evidence: Evidence) -> None:
             content[f"{name}_valid"] = found.valid.cpu().numpy()
             if found.no_object is not None:
                 content[f"{name}_no_object"] = found.no_object.cpu().float().numpy()
+            if found.image is not None:
+                content[f"{name}_image"] = found.image.cpu().float().numpy()
     if evidence.dense is not None:
         content["dense"] = evidence.dense.logits.cpu().float().numpy()
+        if evidence.dense.image is not None:
+            content["dense_image"] = evidence.dense.image.cpu().float().numpy()
     if isinstance(evidence.dense, WordScores):
         content["dense_class_of"] = evidence.dense.class_of.cpu().numpy()
         if not torch.equal(evidence.dense.rows, evidence.dense.logits):
@@ -78,6 +82,7 @@ def read_evidence(path: str | Path) -> Evidence:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             content = dict(stored)
         height, width = content["size_hw"].tolist()
+        dense = _dense_scores(content)
         proposals = None
         stage_one, regions = (_region_scores(content, name) for name in ("stage_one", "regions"))
         if "scores" in content:
@@ -87,44 +92,34 @@ def read_evidence(path: str | Path) -> Evidence:
         raise StoreError(
             f"{path}: stored evidence is damaged ({error}). Remove the file; it is made anew."
         ) from error
-    return Evidence((height, width), proposals, stage_one, regions, _dense_scores(content))
+    return Evidence((height, width), proposals, stage_one, regions, dense)
 
 
 def to_device(evidence: Evidence, device: torch.device) -> Evidence:
     """The same evidence on another device."""
     found: dict[str, Any] = {}
-    for name in ("proposals", "stage_one", "regions"):
+    for name in ("proposals", "stage_one", "regions", "dense"):
         part = getattr(evidence, name)
         found[name] = None if part is None else part.to(device)
-    dense = evidence.dense
-    if isinstance(dense, WordScores):
-        rows = dense.rows.to(device)
-        logits = rows if dense.rows is dense.logits else dense.logits.to(device)
-        dense = WordScores(logits, rows, dense.class_of.to(device))
-    elif dense is not None:
-        dense = DenseScores(dense.logits.to(device))
-    return Evidence(evidence.size_hw, **found, dense=dense)
-
-
-def _dense_scores(content: dict[str, Any]) -> DenseScores | None:
-    if "dense" not in content:
-        return None
-    logits = torch.from_numpy(content["dense"])
-    if "dense_class_of" not in content:
-        return DenseScores(logits)
-    rows = torch.from_numpy(content["dense_rows"]) if "dense_rows" in content else logits
-    return WordScores(logits, rows, torch.from_numpy(content["dense_class_of"]))
+    return Evidence(evidence.size_hw, **found)
 
 
 def _region_scores(content: dict[str, Any], name: str) -> RegionScores | None:
     if f"{name}_logits" not in content:
         return None
-    no_object = content.get(f"{name}_no_object")
-    return RegionScores(
-        torch.from_numpy(content[f"{name}_logits"]),
-        torch.from_numpy(content[f"{name}_valid"]),
-        None if no_object is None else torch.from_numpy(no_object),
-    )
+    parts = (content.get(f"{name}_{part}") for part in ("logits", "valid", "no_object", "image"))
+    logits, valid, no_object, image = (None if one is None else torch.from_numpy(one) for one in parts)
+    if logits is None or valid is None:
+        raise KeyError(f"{name}_valid")
+    return RegionScores(logits, valid, no_object, image)
+
+
+def _dense_scores(content: dict[str, Any]) -> DenseScores | None:
+    if "dense" not in content:
+        return None
+    image = content.get("dense_image")
+    logits = torch.from_numpy(content["dense"])
+    return DenseScores(logits, image=None if image is None else torch.from_numpy(image))
 
 
 def _packed_masks(masks: Tensor) -> dict[str, Any]:

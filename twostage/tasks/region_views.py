@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import itertools
 import logging
-import time
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from twostage.data.regions import Region, RegionPlan, labels_of
 from twostage.data.sample import SegmentationDataset
 from twostage.engine import distributed
 from twostage.interfaces import ImageTextModel
+from twostage.progress import Progress
 
 logger = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ def encode_views(
     keys: list[tuple[Region, int, str]] = []
     waiting: list[Tensor] = []
     rows: list[Tensor] = []
-    started = spoken = time.monotonic()
+    progress = Progress(logger, "Crops to learn from", len(photos))
     for done, (photo, sample) in enumerate(zip(photos, prefetch(dataset, photos), strict=True), start=1):
         image, labels = cutter.at_size(sample.image, labels_of(sample))
         for label, number in itertools.product(by_photo[photo], range(views)):
@@ -95,10 +95,7 @@ def encode_views(
         while len(waiting) >= chunk or (waiting and done == len(photos)):
             rows.append(clip.encode_images(torch.stack(waiting[:chunk])).cpu())
             del waiting[:chunk]
-        if time.monotonic() - spoken > 10:
-            spoken = time.monotonic()
-            left = (len(photos) - done) * (spoken - started) / done
-            logger.info("Crops to learn from: %d of %d photos, %.0f s left", done, len(photos), left)
+        progress.at(done)
     given = distributed.all_gather_object((keys, torch.cat(rows) if rows else torch.zeros(0, clip.dim)))
     every = [key for one, _ in given for key in one]
     order = sorted(range(len(every)), key=every.__getitem__)

@@ -38,18 +38,11 @@ PRESETS = (
         note="figures without PAMR",
     ),
     Preset(
-        "resclip_lite",
-        "ResCLIP, residual cross-correlation alone",
-        "Residual Attention for Training-free Dense Vision-language Inference; Yang et al.; CVPR 2025",
-        replace(LOCAL, attention="0.6 * [kk + gauss(5)] + 0.4 * captured(5-8)"),
-        note="one pass; no figure of this part alone is known under this protocol",
-    ),
-    Preset(
         "pearl",
         "PEARL",
         "PEARL; CVPR 2026",
         replace(LOCAL, attention="[qk_procrustes(5) + 0.08 * kk_centred]"),
         published=figures(64.1, 35.1, 37.3, 86.9, 38.6, 26.3, 37.6, 19.4),
-        note="figures include label propagation (POST tlp)",
+        note="figures include label propagation (POST propagate)",
     ),
 )
