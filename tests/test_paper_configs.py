@@ -70,7 +70,10 @@ SYSTEMS = {
 OTHERS = {
     f"{folder}/{name}"
     for folder, names in (
-        ("coco_stuff", ("clsclip", "maskclip_plus", "per_pixel", "prompts", "prompts_selected", "supervised")),
+        (
+            "coco_stuff",
+            ("clsclip", "maskclip_plus", "per_pixel", "prompts", "prompts_selected", "supervised"),
+        ),
         ("voc", ("clsclip", "maskclip_plus", "prompts", "supervised")),
     )
     for name in names

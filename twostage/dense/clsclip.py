@@ -21,6 +21,7 @@ from twostage.clsclip.training_free import PinvInjection
 from twostage.dense import _frame, _zoom
 from twostage.errors import TwostageError
 from twostage.interfaces import ProposalGenerator
+from twostage.ops.fusion import class_maps
 from twostage.ops.modes import evaluating
 from twostage.readout import vit
 from twostage.types import DenseScores, TextBank
@@ -203,7 +204,7 @@ class ClsClipDense:
         """(1, 3, H, W) normalised -> (K, h, w) float32, a class with synonyms by its best."""
         started = self.network.start(self.clip.visual, pixels)
         rows = torch.cat([*self._rows(started, text)])
-        maps: Tensor = _frame.class_maps(rows[None], text.class_of, text.num_classes)[0]
+        maps: Tensor = class_maps(rows[None], text.class_of, text.num_classes)[0]
         return maps
 
     def _rows(self, started: Started, text: TextBank) -> Iterator[Tensor]:
