@@ -139,6 +139,22 @@ def test_the_published_figure_is_expected() -> None:
     assert TOLERANCE == 1.5
 
 
+def test_numbers_chosen_for_a_benchmark() -> None:
+    """Corners of the papers' tables."""
+    more = lambda preset, benchmark: dict(protocols.find(preset, benchmark).more)
+    assert more("resclip", "VOC21")["settings"] == {
+        "lambda_r": 0.3, "tau_s": 2.2, "lambda_s": 0.7, "temp_thd": 0.5
+    }  # fmt: skip
+    assert more("resclip", "Cityscapes")["settings"]["lambda_r"] == 0.2
+    assert more("cass", "ADE20K")["settings"] == {"class_mix": 0.3, "text_move": 0.05, "text_height": 0.06}
+    assert more("cass", "VOC20")["guest"] == more("proxyclip", "VOC20")["guest"]
+    assert "dino" in more("proxyclip", "VOC20")["guest"]
+    assert more("pearl", "VOC21") == {"post": "propagate"}
+    assert more("pearl", "Cityscapes")["post_grid"] == 224
+    assert "0.3 * kk_centred" in more("pearl", "ADE20K")["attention"]
+    assert more("sclip", "VOC21") == {}
+
+
 def test_figures_by_hand() -> None:
     """As the papers print them."""
     for preset, benchmark, figure in (
@@ -147,6 +163,7 @@ def test_figures_by_hand() -> None:
         ("naclip", "Cityscapes", 35.5),
         ("gclip", "COCO-Stuff", 24.8),
         ("maskclip", "VOC20", 74.9),
+        ("pearl", "VOC20", 86.9),
     ):
         full = settled(with_preset(benchmark, preset))
         assert [row[3] for row in full.test.expected_results] == [figure]

@@ -188,3 +188,17 @@ def test_words_fit_their_classes() -> None:
         WordScores(torch.zeros(2, 2, 2), torch.zeros(3, 2, 3), torch.tensor([0, 1, 1]))
     with pytest.raises(ShapeError, match=r"WordScores\.class_of: expected \(3,\), got \(2,\)"):
         WordScores(torch.zeros(2, 2, 2), torch.zeros(3, 2, 2), torch.tensor([0, 1]))
+
+
+@pytest.mark.parametrize("positions", [[0, 2], [1, 2, 3], [2]])
+def test_some_classes_keep_their_words(positions: list[int]) -> None:
+    rows = torch.randn(7, 2, 3, generator=torch.Generator().manual_seed(1))
+    few = words(rows).of_classes(torch.tensor(positions))
+    own = [(row, positions.index(k)) for row, k in enumerate(CLASS_OF) if k in positions]
+    assert few.class_of.tolist() == [k for _, k in own]
+    assert torch.equal(few.rows, rows[[row for row, _ in own]])
+    torch.testing.assert_close(few.logits, class_maps(few.rows[None], few.class_of, len(positions))[0])
+    alone = WordScores(rows, rows, torch.arange(7)).of_classes(torch.tensor(positions))
+    assert alone.rows is alone.logits
+    assert torch.equal(alone.rows, rows[positions])
+    assert alone.class_of.tolist() == list(range(len(positions)))
