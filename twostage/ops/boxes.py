@@ -15,7 +15,7 @@ _IN_PLANE = np.stack([np.zeros((3, 3)), np.ones((3, 3)), np.zeros((3, 3))]).asty
 
 
 def ends(size: int) -> int:
-    """Where boxes on a side of this length end at the latest: before the last place, as in CLIP-ES and
+    """Where boxes on a side of this length end at the latest: before the last place, as recorded of
     TagCLIP; a side of one is kept (ours), or nothing would be left.
     """
     return max(1, size - 1)
