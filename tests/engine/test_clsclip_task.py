@@ -93,7 +93,7 @@ def test_the_loss_is_that_of_the_network_and_unlabelled_pixels_do_not_count(clip
     task, batch = make_task(clip), make_batch()
     alone = batch[1:2]
     task.module.eval()
-    loss = float(task.losses(alone)["loss_mask"])
+    loss = float(task.losses(alone)["loss_mask"].detach())
     pixels = (alone.images.float() / 255 - torch.tensor(clip.mean).view(3, 1, 1)) / torch.tensor(
         clip.std
     ).view(3, 1, 1)
