@@ -281,9 +281,12 @@ def test_stores_know_their_rows(tmp_path: Path) -> None:
 def test_the_words_of_a_dense_map_come_back(tmp_path: Path, class_of: list[int]) -> None:
     rows, index = torch.randn(4, 3, 5, generator=torch.Generator().manual_seed(1)), torch.tensor(class_of)
     maps = class_maps(rows[None], index, max(class_of) + 1)[0]
-    back = returned(tmp_path, Evidence((9, 8), dense=WordScores(maps, rows, index)))
+    whole = torch.arange(float(len(maps)))
+    back = returned(tmp_path, Evidence((9, 8), dense=WordScores(maps, rows, index, image=whole)))
     for dense in (back.dense, to_device(back, torch.device("cpu")).dense):
         assert isinstance(dense, WordScores)
         assert torch.equal(dense.logits, maps)
         assert torch.equal(dense.rows, rows)
+        assert dense.image is not None
+        assert torch.equal(dense.image, whole)
         assert dense.class_of.tolist() == class_of

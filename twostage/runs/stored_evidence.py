@@ -117,9 +117,12 @@ def _region_scores(content: dict[str, Any], name: str) -> RegionScores | None:
 def _dense_scores(content: dict[str, Any]) -> DenseScores | None:
     if "dense" not in content:
         return None
-    image = content.get("dense_image")
-    logits = torch.from_numpy(content["dense"])
-    return DenseScores(logits, image=None if image is None else torch.from_numpy(image))
+    logits, image = torch.from_numpy(content["dense"]), content.get("dense_image")
+    image = None if image is None else torch.from_numpy(image)
+    if "dense_class_of" not in content:
+        return DenseScores(logits, image=image)
+    rows = torch.from_numpy(content["dense_rows"]) if "dense_rows" in content else logits
+    return WordScores(logits, rows, torch.from_numpy(content["dense_class_of"]), image=image)
 
 
 def _packed_masks(masks: Tensor) -> dict[str, Any]:

@@ -132,8 +132,9 @@ class WordScores(DenseScores):
         own = torch.isin(self.class_of, positions)
         number = torch.full((len(self.logits),), -1, dtype=torch.int64, device=positions.device)
         number[positions] = torch.arange(len(positions), device=positions.device)
-        rows = kept.logits if self.rows is self.logits else self.rows[own]
-        return replace(kept, rows=rows, class_of=number[self.class_of[own]])
+        if self.rows is self.logits:
+            return replace(kept, rows=kept.logits, class_of=number[positions])
+        return replace(kept, rows=self.rows[own], class_of=number[self.class_of[own]])
 
     def to(self, device: torch.device | str) -> Self:
         """The same scores on another device."""
