@@ -1,7 +1,7 @@
 """TagCLIP: probabilities of patches spread along attention, and what that says the image holds.
 
 The tags, with or without a second look at each likely class, are scores of whole images: what a large
-vocabulary can be pruned by (`twostage.ops.prune`).
+vocabulary can be pruned by (PRUNE dense of the ensemble: a tag is the largest probability in any place).
 
 Shapes: B images, N patches in an h x w grid, L tokens (row 0 is the class token), T text rows.
 """
