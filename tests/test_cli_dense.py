@@ -1,4 +1,4 @@
-"""`twostage dense list` and `twostage dense show`, called as a person would."""
+"""`twostage dense list`, `show` and `calibrate`, called as a person would."""
 
 from __future__ import annotations
 
@@ -160,3 +160,21 @@ def test_looking_without_a_dense_head(tmp_path: Path) -> None:
     made = System(load_config(write_system(tmp_path)))
     with pytest.raises(TwostageError, match=r"there is no dense map: set DENSE\.NAME readout"):
         made.look(torch.zeros(3, 8, 8, dtype=torch.uint8), "a, b")
+
+
+def test_a_readout_that_asks_a_second_model(tmp_path: Path, capsys: Said) -> None:
+    assert show(tmp_path, "--presets", "proxyclip", "--guest", "clip") == 0
+    assert (tmp_path / "sheet.png").is_file()
+    assert show(tmp_path, "--presets", "proxyclip") == 1
+    assert "asks a second vision model" in capsys.readouterr().err
+
+
+def test_a_temperature_without_labels(capsys: Said) -> None:
+    config = Path(__file__).resolve().parents[1] / "configs/shapes/zero_shot.yaml"
+    words = ["--photos", "2", "--dataset", "shapes_val", "--set", "MODEL.WEIGHTS=package:shapes"]
+    assert main(["dense", "calibrate", "--config-file", str(config), *words, "MODEL.DEVICE=cpu"]) == 0
+    told = re.search(r"DENSE_TEMPERATURE ([\d.]+)", capsys.readouterr().out)
+    assert told is not None
+    assert 0.05 < float(told[1]) < 50
+    assert main(["dense", "calibrate", "--config-file", str(config), *words, "DENSE.NAME="]) == 1
+    assert "DENSE.NAME" in capsys.readouterr().err

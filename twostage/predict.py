@@ -59,8 +59,10 @@ class System:
             )
         return self._segmenter.segment([image], self.words(classes))[0]
 
-    def read_with(self, preset: str) -> System:
+    def read_with(self, preset: str, guest: str = "") -> System:
         """The same system, words and networks shared, whose dense head reads CLIP in another way.
+
+        guest: the second vision model of presets that ask one, as DENSE.OPTIONS.GUEST.
 
         Raises:
             TwostageError: its dense head is not a readout, or its CLIP cannot be read so.
@@ -71,7 +73,7 @@ class System:
                 f"DENSE.NAME is {slot.name!r}, which has no presets: set DENSE.NAME readout to read CLIP "
                 f"with {preset!r}."
             )
-        slot = dataclasses.replace(slot, options={**slot.options, "preset": preset})
+        slot = dataclasses.replace(slot, options={**slot.options, "preset": preset, "guest": guest})
         other = copy.copy(self)
         other.config = dataclasses.replace(self.config, dense=slot)
         head = self._builder.component("dense", slot)

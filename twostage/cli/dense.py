@@ -1,4 +1,4 @@
-"""twostage dense list, twostage dense show PHOTO: the published ways to read CLIP patch by patch."""
+"""twostage dense list, show PHOTO, calibrate: the published ways to read CLIP patch by patch."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ if TYPE_CHECKING:
 
 
 def add_commands(commands: Any) -> None:
-    """Register `dense list` and `dense show`."""
+    """Register `dense list`, `dense show` and `dense calibrate`."""
     parser = commands.add_parser(
-        "dense", help="the dense readouts of CLIP: list them, or see them side by side"
+        "dense", help="the dense readouts of CLIP: list them, see them side by side, calibrate one"
     )
     actions = parser.add_subparsers(dest="action", required=True, metavar="ACTION")
     listing = actions.add_parser("list", help="every readout, where it comes from and what it needs")
@@ -37,6 +37,9 @@ def add_commands(commands: Any) -> None:
     show.add_argument(
         "--presets", help="names of `twostage dense list`, separated by commas; default: all that look once"
     )
+    show.add_argument(
+        "--guest", default="", help="second vision model of readouts that ask one, such as timm:MODEL or clip"
+    )
     source = show.add_mutually_exclusive_group()
     source.add_argument("--model", default="dense-vit-b16", help="a system of `twostage models`")
     source.add_argument("--config-file", type=Path, help="a configuration file instead")
@@ -46,6 +49,39 @@ def add_commands(commands: Any) -> None:
     show.add_argument("--top", type=int, default=3, help="classes with a map of their own (default: 3)")
     show.add_argument("-o", "--out", type=Path, default=Path("dense.png"), help="default: dense.png")
     show.set_defaults(run=shown)
+    _add_calibrate(actions)
+
+
+def _add_calibrate(actions: Any) -> None:
+    calibrate = actions.add_parser(
+        "calibrate",
+        help="the dense temperature that fits the region classifier's, without labels",
+        description="Find the ENSEMBLE.OPTIONS.DENSE_TEMPERATURE with which the dense map, pooled under masks, "
+        "is as sure on average as the region classifier. Looks at photos only.",
+    )
+    calibrate.add_argument(
+        "--config-file", type=Path, required=True, help="with masks, a classifier and a dense head"
+    )
+    calibrate.add_argument("--photos", type=int, default=32, help="how many to look at (default: 32)")
+    calibrate.add_argument("--dataset", default="", help="whose photos; default: the first of DATASETS.TRAIN")
+    calibrate.add_argument(
+        "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the configuration"
+    )
+    calibrate.set_defaults(run=calibrated)
+
+
+def calibrated(options: argparse.Namespace) -> int:
+    """Print the temperature and what it was found on.
+
+    Raises:
+        TwostageError: a part is missing, or there are no photos.
+    """
+    from twostage.config import load_config
+    from twostage.runs.calibration import calibrate
+
+    found = calibrate(load_config(options.config_file, options.set), options.photos, options.dataset)
+    print(found.report())
+    return 0
 
 
 def listed(options: argparse.Namespace) -> int:
@@ -107,7 +143,8 @@ def shown(options: argparse.Namespace) -> int:
     words = system.words(classes)
     views = []
     for preset in presets:
-        found, logits = system.read_with(preset.name).look(image, words.vocabulary)
+        reader = system.read_with(preset.name, options.guest if preset.guest else "")
+        found, logits = reader.look(image, words.vocabulary)
         views.append(DenseView(f"{preset.title}: {preset.name}", logits, found.labels))
     write_picture(options.out, dense_sheet(image, views, words.vocabulary, options.top))
     print(f"{len(views)} readouts -> {options.out}")
