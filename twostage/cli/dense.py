@@ -56,11 +56,11 @@ def _add_calibrate(actions: Any) -> None:
     calibrate = actions.add_parser(
         "calibrate",
         help="the dense temperature that fits the region classifier's, without labels",
-        description="Find the ENSEMBLE.OPTIONS.DENSE_TEMPERATURE with which the dense map, pooled under masks, "
-        "is as sure on average as the region classifier. Looks at photos only.",
+        description="Find the ENSEMBLE.OPTIONS.DENSE_TEMPERATURE with which the dense map, pooled under "
+        "masks, is as sure on average as the region classifier. Looks at photos only.",
     )
     calibrate.add_argument(
-        "--config-file", type=Path, required=True, help="with masks, a classifier and a dense head"
+        "--config-file", type=Path, required=True, help="one with masks, a classifier and a dense head"
     )
     calibrate.add_argument("--photos", type=int, default=32, help="how many to look at (default: 32)")
     calibrate.add_argument("--dataset", default="", help="whose photos; default: the first of DATASETS.TRAIN")
