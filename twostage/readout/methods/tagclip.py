@@ -77,7 +77,7 @@ def _located(look: Look) -> tuple[Tensor, Tensor, tuple[int, int]]:
     for index, block in enumerate(tower.blocks):
         q, k, v = vit.project(block, tokens)
         native = vit.softmax_map(vit.product(q, k))
-        seen = native[..., 1:, 1:].float().mean(dim=1)
+        seen = native.mean(dim=1, dtype=torch.float32)[:, 1:, 1:]
         votes = votes + (seen > seen.mean(dim=(1, 2), keepdim=True))
         if first <= index <= last:
             total = total + seen / (last - first + 1)
