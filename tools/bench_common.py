@@ -35,9 +35,9 @@ class Timings:
         self.wall[name].append(time.perf_counter() - wall)
 
     def ratio(self, name: str, base: str, clock: str) -> float:
-        """Median over the rounds of `name` divided by that of `base`."""
+        """Median over the rounds of how much longer `name` took than `base` did in the same round."""
         values: dict[str, list[float]] = getattr(self, clock)
-        return statistics.median(values[name]) / statistics.median(values[base])
+        return statistics.median(a / b for a, b in zip(values[name], values[base], strict=True))
 
 
 def interleave(runs: dict[str, Callable[[], object]], rounds: int) -> Timings:
