@@ -19,7 +19,7 @@ from twostage.types import DenseScores, Evidence, Proposals, RegionScores, TextB
 from twostage.vocabulary import Vocabulary
 
 CLASSES = 4
-VOCABULARY = Vocabulary(("a", "b", "c", "d"), seen=(True, True, False, False))
+VOCABULARY = Vocabulary((("a",), ("b",), ("c",), ("d",)), seen=(True, True, False, False))
 WORDS = Words(VOCABULARY, bank(CLASSES))
 
 
