@@ -19,12 +19,11 @@ def told(size_hw: tuple[int, int]) -> str:
     return f"{size_hw[1]} x {size_hw[0]}"
 
 
-def mismatch(name: str, image_hw: tuple[int, int], masks_hw: tuple[int, int]) -> str:
-    """The sentence about a picture and masks of sizes that do not go together."""
-    turned = only_scaled(image_hw, (masks_hw[1], masks_hw[0]))
-    hint = (
-        "Width and height have changed places: was the photo turned after its masks were made?"
-        if turned
-        else ("They belong to another picture, or to a part of this one.")
-    )
-    return f"{name} is {told(image_hw)} (width x height), but its masks are {told(masks_hw)}. {hint}"
+def mismatch(
+    name: str, image_hw: tuple[int, int], masks_hw: tuple[int, int], what: str = "its masks are"
+) -> str:
+    """The sentence about a picture and what belongs to it, of sizes that do not go together."""
+    hint = "They belong to another picture, or to a part of this one."
+    if only_scaled(image_hw, (masks_hw[1], masks_hw[0])):
+        hint = "Width and height have changed places: was the photo turned afterwards?"
+    return f"{name} is {told(image_hw)} (width x height), but {what} {told(masks_hw)}. {hint}"
