@@ -40,6 +40,12 @@ def add_commands(commands: Any) -> None:
         metavar="KEY=VALUE",
         help="options of the source, or of the configuration: points_per_side=16 INPUT.MIN_SIZE_TEST=640",
     )
+    _add_truth(parser)
+    _add_output(parser)
+    parser.set_defaults(run=run)
+
+
+def _add_truth(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--labels",
         type=Path,
@@ -53,6 +59,9 @@ def add_commands(commands: Any) -> None:
         metavar="VALUE",
         help="values of label maps that are no region (default: 255 65535)",
     )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--save",
         default="npz",
@@ -68,7 +77,6 @@ def add_commands(commands: Any) -> None:
     )
     parser.add_argument("-o", "--out", default="out", type=Path, help="output folder (default: out)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the table there too")
-    parser.set_defaults(run=run)
 
 
 def run(options: argparse.Namespace) -> int:

@@ -118,13 +118,11 @@ def best_ious(
     return classes, _best(proposals, truth, len(classes), _size(gt_labels), threshold)
 
 
-def _best(
-    proposals: Proposals, truth: TruthOf, count: int, size_hw: tuple[int, int], threshold: float
-) -> Tensor:
-    """(M,) float64: the largest IoU of any proposal with each of `count` true masks."""
-    if count == 0 or len(proposals) == 0:
-        return torch.zeros(count, dtype=torch.float64, device=proposals.masks.device)
-    return mask_iou(proposals, truth, size_hw, threshold).amax(dim=0)
+def _best(found: Proposals, truth: TruthOf, count: int, size_hw: tuple[int, int], threshold: float) -> Tensor:
+    """(count,) float64: the largest IoU of any proposal with each of `count` true masks."""
+    if count == 0 or len(found) == 0:
+        return torch.zeros(count, dtype=torch.float64, device=found.masks.device)
+    return mask_iou(found, truth, size_hw, threshold).amax(dim=0)
 
 
 @dataclass(frozen=True)
@@ -151,9 +149,8 @@ class ProposalRecall:
     def __init__(self, num_classes: int, threshold: float = 0.5) -> None:
         self.num_classes = num_classes
         self.threshold = threshold
-        self.sums: NDArray[np.float64] = np.zeros(
-            (num_classes, 4)
-        )  # masks, hits at .5, hits at .75, sum of best IoU
+        # Masks, hits at .5, hits at .75, sum of best IoU.
+        self.sums: NDArray[np.float64] = np.zeros((num_classes, 4))
 
     def update(
         self,
@@ -178,9 +175,8 @@ class ProposalRecall:
             best = _best(proposals, truth, len(classes), _size(gt_labels), self.threshold)
         if len(classes) == 0:
             return
-        rows = torch.stack(
-            [torch.ones_like(best), (best >= 0.5).double(), (best >= 0.75).double(), best], dim=1
-        )
+        hits = [(best >= least).double() for least in (0.5, 0.75)]
+        rows = torch.stack([torch.ones_like(best), *hits, best], dim=1)
         np.add.at(self.sums, classes.cpu().numpy(), rows.cpu().numpy())
 
     def _instances(

@@ -61,7 +61,7 @@ def proposal_table(rows: Sequence[Row], recall: bool) -> str:
     head = ["photo", "masks", *(f"area % {name}" for name in areas), "covered %", "overlap"]
     lines = [[*head, *((*(f"R@.{name}" for name in thresholds), "best IoU") if recall else ())]]
     for row in rows:
-        cells = [str(row["name"]), f"{row['masks']:g}"]
+        cells = [str(row["name"]), f"{round(row['masks'], 1):g}"]
         cells += [_number(row["area_percent"][name], 2) for name in areas]
         cells += [_number(row["covered_percent"]), _number(row["overlap"], 2)]
         if recall:

@@ -61,7 +61,7 @@ def total(reports: Sequence[Report]) -> dict[str, Any]:
     every mask and every true region once.
     """
     masks = statistics.fmean(report.masks.count for report in reports) if reports else 0
-    return {"name": f"all {len(reports)}", "masks": round(masks, 1), **_numbers(reports)}
+    return {"name": f"all {len(reports)}", "masks": masks, **_numbers(reports)}
 
 
 def _numbers(reports: Sequence[Report]) -> dict[str, Any]:
