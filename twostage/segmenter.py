@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -149,11 +149,48 @@ class Segmenter:
         small = size.resize(image)
         return small if self.device is None else small.to(self.device)
 
-    def segment(self, images: Sequence[Tensor], words: Words) -> list[Segmentation]:
-        """RGB uint8 photos (3, H, W) -> label maps at the photos' own sizes."""
+    def segment(
+        self, images: Sequence[Tensor], words: Words, image_ids: Sequence[str] | None = None
+    ) -> list[Segmentation]:
+        """RGB uint8 photos (3, H, W) -> label maps at the photos' own sizes.
+
+        image_ids: their names, for a stage one that keeps masks by name (`stored`); "" where one has none.
+        """
+        kept = [
+            self.stored(image, image_id)
+            for image, image_id in zip(images, image_ids or [""] * len(images), strict=True)
+        ]
         if not self.test_time.plain:
-            return [self.label(image, words, {"": self.ensemble})[""] for image in images]
-        return [self.ensemble.merge(evidence, words.vocabulary) for evidence in self.gather(images, words)]
+            return [
+                self.label(image, words, {"": self.ensemble}, given=given)[""]
+                for image, given in zip(images, kept, strict=True)
+            ]
+        masks = None
+        if kept and all(kept):
+            masks = [given(self.whole(image)) for image, given in zip(images, kept, strict=True) if given]
+        found = self.gather(images, words, masks)
+        return [self.ensemble.merge(evidence, words.vocabulary) for evidence in found]
+
+    def stored(self, image: Tensor, image_id: str) -> Given | None:
+        """The masks that stage one keeps of a photo, by its pixels or name; None where it finds them anew.
+
+        A stage one that keeps masks has `find` and `propose_for` (see proposals/cached.py).
+        """
+        keeper: Any = self.proposals
+        if not image_id or not hasattr(keeper, "find"):
+            return None
+        known = keeper.find(self.size.resize(image), image_id)
+
+        def of(view: View) -> Proposals:
+            whole: Proposals = keeper.propose_for([known], [view.size_hw])[0]
+            return replace(whole, masks=view.look(whole.masks))
+
+        return of
+
+    def whole(self, image: Tensor) -> View:
+        """The plain look at a photo, all of it at test size."""
+        height, width = self.size.resize(image).shape[-2:]
+        return View((height, width), (0, 0, height, width))
 
     @torch.inference_mode()
     def label(
