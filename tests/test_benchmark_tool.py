@@ -135,3 +135,39 @@ def test_stage_two_as_before(tools: ModuleType, capsys: Said) -> None:
     with pytest.raises(SystemExit):
         tools.parse(["stage2", "--size", "large"])
     assert "WIDTHxHEIGHT" in capsys.readouterr().err
+
+
+SMALL = ["--model", "twostage-mini-vit", "--backbone", "small", "--masks", "12", "--size", "100x80"]
+SMALL += ["--short-edge", "96", "--classes", "9", "--rounds", "1"]
+
+
+def test_the_pipeline_and_its_yardstick_agree(tools: ModuleType, tmp_path: Path, capsys: Said) -> None:
+    out = tmp_path / "pipeline.json"
+    assert tools.main(["pipeline", *SMALL, "--avoiding", "--no-peaks", "--json", str(out)]) == 0
+    report = json.loads(out.read_text())
+    exact = report["modes"]["exact, fp32"]
+    assert exact["equal_labels"] > 0.999
+    assert report["modes"]["bounded"]["equal_labels"] == report["modes"]["exact, bf16 CLIP"]["equal_labels"]
+    assert exact["speedup_over_yardstick"] == pytest.approx(
+        report["wall_s"]["yardstick"][0] / report["wall_s"]["exact, fp32"][0]
+    )
+    assert set(report["stages"]["exact, fp32"]) == {"propose", "classify", "merge", "rest", "total"}
+    assert "filled patches left out" in report["modes"]
+    assert "stage two over bare CLIP" in capsys.readouterr().out
+
+
+def test_a_peak_comes_from_a_process_of_its_own(tools: ModuleType) -> None:
+    arguments = tools.parse(["pipeline", *SMALL])
+    assert 0 <= tools.bench_pipeline._peak_of(arguments, "exact, fp32") < 500
+    with pytest.raises(RuntimeError, match="no such mode"):
+        tools.bench_pipeline._peak_of(arguments, "no such mode")
+
+
+@pytest.mark.parametrize("options", [["--shipped"], ["--vit"]], ids=str)
+def test_trained_networks_in_the_drawn_world(tools: ModuleType, tmp_path: Path, options: list[str]) -> None:
+    out = tmp_path / "world.json"
+    assert tools.main(["world", "--scenes", "2", *options, "--json", str(out)]) == 0
+    rows = json.loads(out.read_text())["modes"]
+    assert rows["bounded"]["identical_scenes"] == 2
+    assert rows["exact, fp32"]["equal_labels"] > 0.999
+    assert 0 < rows["winners of 16 pixels"]["masks_looked_at"] < 1

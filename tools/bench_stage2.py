@@ -21,7 +21,6 @@ from torch import Tensor
 from twostage.classifiers import crops as crop_module
 from twostage.classifiers.crops import CropClassifier
 from twostage.clip.model import ClipModel
-from twostage.interfaces import ImageTextModel
 from twostage.types import Proposals, TextBank
 
 
@@ -68,11 +67,11 @@ class _Stopwatch:
         return run
 
     @contextmanager
-    def watching(self, clip: ImageTextModel) -> Iterator[None]:
-        """Within this block the steps of the crop classifier and the calls of its CLIP are timed."""
+    def watching(self, classifier: CropClassifier) -> Iterator[None]:
+        """Within this block the steps of the crop classifier and the calls of its encoder are timed."""
         places: list[tuple[Any, str]] = [
             *((crop_module, step) for step in self.STEPS),
-            (clip, "encode_images"),
+            (classifier, "encode"),
         ]
         before = [getattr(place, name) for place, name in places]
         for (place, name), function in zip(places, before, strict=True):
@@ -84,7 +83,7 @@ class _Stopwatch:
                 setattr(place, name, function)
 
 
-def measure_stage_two(clip: ImageTextModel, arguments: argparse.Namespace) -> dict[str, Any]:
+def measure_stage_two(clip: ClipModel, arguments: argparse.Namespace) -> dict[str, Any]:
     """Ratio, medians and shares for one number format."""
     width, height = arguments.size
     generator = torch.Generator().manual_seed(0)
@@ -105,7 +104,7 @@ def measure_stage_two(clip: ImageTextModel, arguments: argparse.Namespace) -> di
     timings = interleave({"clip": bare, "stage_two": whole}, arguments.rounds)
     watch = _Stopwatch()
     start = time.perf_counter()
-    with watch.watching(clip):
+    with watch.watching(classifier):
         whole()
     total = time.perf_counter() - start
     shares = {step: seconds / total for step, seconds in watch.seconds.items()}

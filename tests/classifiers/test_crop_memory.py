@@ -137,7 +137,7 @@ def test_filled_patches_are_left_out_whatever_shares_a_batch(clip: ClipModel) ->
 def test_a_crop_with_a_filled_half_keeps_the_other(clip: ClipModel, fill: str) -> None:
     from twostage.ops.crops import cut_region, fill_colour, make_canvas
     from twostage.readout import vit
-    from twostage.readout.sparse import SpeakingEncoder, speaking_patches
+    from twostage.readout.class_token import ClassTokenEncoder, speaking_patches
 
     edge = clip.image_size[0]
     tall, wide = clip.visual.patch_size
@@ -161,4 +161,23 @@ def test_a_crop_with_a_filled_half_keeps_the_other(clip: ClipModel, fill: str) -
         tokens = tokens + block.ls_1(vit.merge_heads(block, mixed))
         tokens = tokens + block.ls_2(vit.feed_forward(block, block.ln_2(tokens)))
     wanted = torch.nn.functional.normalize(vit.readout(clip.visual, tokens)[:, 0], dim=-1)
-    assert torch.allclose(SpeakingEncoder(clip, colour)(crop), wanted, atol=1e-5)
+    assert torch.allclose(ClassTokenEncoder(clip, True, colour)(crop), wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("factor", [1, 2])
+def test_the_class_token_alone_says_what_the_whole_tower_says(clip: ClipModel, factor: int) -> None:
+    from twostage.readout.class_token import ClassTokenEncoder, reads_class_token
+
+    assert reads_class_token(clip.visual)
+    edge = clip.image_size[0] * factor
+    crops = torch.randn(5, 3, edge, edge, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(ClassTokenEncoder(clip)(crops), clip.encode_images(crops), atol=1e-5)
+    half = clip.to_dtype(torch.bfloat16)
+    cosine = (ClassTokenEncoder(half)(crops) * half.encode_images(crops)).sum(dim=1)
+    assert bool((cosine > 0.9995).all())
+
+
+def test_other_towers_are_asked_as_they_are() -> None:
+    from twostage.readout.class_token import reads_class_token
+
+    assert not reads_class_token(ClipModel.load("twostage-mini-rn", "random", seed=0).visual)

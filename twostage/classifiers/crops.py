@@ -8,7 +8,7 @@ number of masks.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Literal, NamedTuple
@@ -19,13 +19,12 @@ from torch import Tensor
 from twostage.classifiers._budget import crops_that_fit
 from twostage.classifiers._patience import PatientEncoder
 from twostage.clip.model import ClipModel
-from twostage.clip.towers import is_vit
 from twostage.errors import TwostageError
 from twostage.interfaces import ImageTextModel
 from twostage.ops.crops import Aspect, Canvas, Fill, cut_region, fill_colour, make_canvas, resize_region
 from twostage.ops.masks import binarise, expand_boxes, mask_areas, mask_boxes
 from twostage.ops.memory import activation_bytes
-from twostage.readout.sparse import SpeakingEncoder
+from twostage.readout.class_token import ClassTokenEncoder, reads_class_token
 from twostage.types import Proposals, RegionScores, TextBank
 from twostage.vocabulary import nearest
 
@@ -93,7 +92,7 @@ class CropClassifier:
         self.config = config
         self.clip = clip
         self._max_memory = max_memory
-        self._encode = PatientEncoder(_speaking(config, clip) if config.skip_filled else clip.encode_images)
+        self.encode = PatientEncoder(_encoder(config, clip))
 
     @torch.no_grad()
     def classify(
@@ -123,7 +122,7 @@ class CropClassifier:
         valid = torch.zeros(sum(counts), dtype=torch.bool, device=device)
         for rows, pixels in self.chunks(images, proposals):
             index = torch.tensor(rows, device=device)
-            features[index] = self._encode(pixels).to(device, torch.float32)
+            features[index] = self.encode(pixels).to(device, torch.float32)
             valid[index] = True
         return list(zip(features.split(counts), valid.split(counts), strict=True))
 
@@ -190,13 +189,17 @@ class CropClassifier:
         return cls(cls.Config(chunk=4), TinyImageModel())
 
 
-def _speaking(config: CropClassifier.Config, clip: ImageTextModel) -> SpeakingEncoder:
-    if not isinstance(clip, ClipModel) or not is_vit(clip.visual):
+def _encoder(config: CropClassifier.Config, clip: ImageTextModel) -> Callable[[Tensor], Tensor]:
+    """The cheapest way to CLIP's features of crops."""
+    if isinstance(clip, ClipModel) and reads_class_token(clip.visual):
+        fill = fill_colour(clip.mean, clip.std, config.mask_fill)
+        return ClassTokenEncoder(clip, config.skip_filled, fill)
+    if config.skip_filled:
         raise TwostageError(
             "CropClassifier: skip_filled leaves tokens out of a VisionTransformer; this CLIP is none. Set "
             "CLASSIFIER.OPTIONS.SKIP_FILLED false."
         )
-    return SpeakingEncoder(clip, fill_colour(clip.mean, clip.std, config.mask_fill))
+    return clip.encode_images
 
 
 def _by_share(binary: Tensor, boxes_xyxy: Tensor) -> Tensor:
