@@ -213,4 +213,4 @@ def tiny() -> HubModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         network = transformers.Mask2FormerForUniversalSegmentation(config)
-    return HubModel(network.eval().requires_grad_(False), "mask2former", short=32, long=64)
+    return HubModel(network.eval().requires_grad_(False), "mask2former", short=64, long=128)

@@ -141,5 +141,7 @@ class HfProposals:
 
     def _best(self, scores: Tensor) -> Tensor:
         """(N,) -> (M,) int64: those of at least min_score, best first, no more than max_masks."""
-        order = scores.argsort(descending=True, stable=True)
-        return order[scores[order] >= self.config.min_score][: self.config.max_masks or None]
+        order, least = scores.argsort(descending=True, stable=True), self.config.min_score
+        if least > 0:
+            order = order[scores[order] >= least]
+        return order[: self.config.max_masks or None]
