@@ -27,14 +27,14 @@ def _swin() -> object:
 WIDTHS = {"encoder_feedforward_dim": 16, "dim_feedforward": 16, "encoder_layers": 1, "num_attention_heads": 2}
 
 
-def mask2former() -> nn.Module:
+def mask2former(queries: int = 6) -> nn.Module:
     config = T.Mask2FormerConfig(
         backbone_config=_swin(),
         feature_size=32,
         mask_feature_size=32,
         hidden_dim=32,
         decoder_layers=2,
-        num_queries=6,
+        num_queries=queries,
         num_labels=3,
         **WIDTHS,
     )
