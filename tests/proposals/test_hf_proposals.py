@@ -291,8 +291,12 @@ def test_published_preparation_is_used(tmp_path: Path) -> None:
     assert _hf_queries.frame_of(model, (10, 40), 0).inner_hw == (32, 128)
     assert _hf_queries.frame_of(model, (10, 40), 48).inner_hw == (16, 64)
     old = {"size": 640, "max_size": 900}
-    (tmp_path / "preprocessor_config.json").write_text(json.dumps(old))
     assert _hf_models._preparation(old) == {"short": 640, "long": 900}
+    drawn = {"size": {"height": 480, "width": 600}}
+    assert _hf_models._preparation(drawn) == {"short": 480, "long": 800}
+    (tmp_path / "preprocessor_config.json").rename(tmp_path / "processor_config.json")
+    (tmp_path / "processor_config.json").write_text(json.dumps({"image_processor": told}))
+    assert _hf_models._processor(str(tmp_path), "") == told
     (tmp_path / "preprocessor_config.json").write_text("[")
     with pytest.raises(WeightsError, match=r"preprocessor_config\.json: cannot be read"):
         _hf_models.load(str(tmp_path))

@@ -149,19 +149,23 @@ def _class_of(kind: str, transformers: Any) -> Any:
 
 
 def _processor(source: str, revision: str) -> dict[str, Any]:
-    """preprocessor_config.json as it lies beside the weights; {} where there is none."""
+    """How photos are prepared, as the file beside the weights tells; {} where there is none."""
     hub: Any = importlib.import_module("transformers.utils.hub")
-    path = hub.cached_file(
-        source,
-        "preprocessor_config.json",
-        revision=revision or None,
-        _raise_exceptions_for_missing_entries=False,
-    )
-    return _read_json(Path(path)) if path else {}
+    for name in ("preprocessor_config.json", "processor_config.json"):
+        path = hub.cached_file(
+            source, name, revision=revision or None, _raise_exceptions_for_missing_entries=False
+        )
+        if path:
+            told = _read_json(Path(path))
+            inner = told.get("image_processor")
+            return inner if isinstance(inner, dict) else told
+    return {}
 
 
 def _preparation(processor: dict[str, Any]) -> dict[str, Any]:
-    """mean, std, short and long out of a preprocessor's file, as far as they stand there."""
+    """mean, std, short and long out of a preprocessor's file, as far as they stand there; where photos were
+    drawn to height x width, the shorter of these is the shorter edge (ours: shapes are kept).
+    """
     found: dict[str, Any] = {}
     for ours, theirs in (("mean", "image_mean"), ("std", "image_std")):
         if isinstance(processor.get(theirs), list) and len(processor[theirs]) == 3:
@@ -170,6 +174,9 @@ def _preparation(processor: dict[str, Any]) -> dict[str, Any]:
     size = (
         size if isinstance(size, dict) else {"shortest_edge": size, "longest_edge": processor.get("max_size")}
     )
+    if isinstance(size.get("height"), int) and isinstance(size.get("width"), int):
+        short = min(size["height"], size["width"])
+        return {**found, "short": short, "long": round(short * HubModel.long / HubModel.short)}
     for ours, theirs in (("short", "shortest_edge"), ("long", "longest_edge")):
         if isinstance(size.get(theirs), int):
             found[ours] = size[theirs]
