@@ -7,6 +7,8 @@ another size, scores that are no numbers, answers that change from call to call 
 from __future__ import annotations
 
 import dataclasses
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from contract_parts import bank, named, photos, propose, same, tiny, width_of
 from torch import Tensor
 
 from twostage import registry
+from twostage.config import load_config
 from twostage.interfaces import ProposalGenerator
 from twostage.proposals import _cache_files as files
 from twostage.proposals.cached import CachedConfig, CachedProposals
@@ -125,6 +128,19 @@ def test_the_same_answer_every_time_and_in_order(name: str) -> None:
     ):
         exactly_same(own, again)
         exactly_same(own, other)
+
+
+def test_the_lines_of_the_documentation_name_options_that_exist() -> None:
+    text = (Path(__file__).resolve().parents[2] / "docs/proposals.md").read_text(encoding="utf-8")
+    lines = [line.strip() for line in text.splitlines() if re.match(r"\s*(--set )?proposals\.name=", line)]
+    told = set()
+    for line in lines:
+        slot = load_config(None, [word for word in shlex.split(line) if word != "--set"]).proposals
+        component = registry.find("proposals", slot.name)
+        options = {name: tuple(v) if isinstance(v, list) else v for name, v in slot.options.items()}
+        registry.make_config(component, options)
+        told.add(slot.name)
+    assert told == set(registry.names("proposals")) - {"maskformer", "cached", "oracle"}
 
 
 Make = Callable[[Path], Any]

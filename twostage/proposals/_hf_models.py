@@ -37,6 +37,9 @@ PROMPTED = ("sam", "sam2", "sam2_video")
 FIXED_SQUARE = ("eomt", "eomt_dinov3", *PROMPTED)
 """Networks whose input is a square of one size."""
 
+MAY_LACK = re.compile(r"criterion\.|\.(relative_position_index|position_ids|num_batches_tracked)$")
+"""Tensors that older files do not have and that no mask depends on, or that follow from config.json."""
+
 IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 REMEDY = "Without a network, fetch it elsewhere (hf download NAME --local-dir FOLDER) and give the folder."
 
@@ -120,7 +123,8 @@ def load(weights: str, revision: str = "") -> HubModel:
     except Exception as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise WeightsError(f"{weights}: cannot be read as a model ({reason}) {REMEDY}") from error
-    lacking = sorted([*report["missing_keys"], *(str(key[0]) for key in report["mismatched_keys"])])
+    lacking = [key for key in report["missing_keys"] if not MAY_LACK.search(key)]
+    lacking = sorted([*lacking, *(str(key[0]) for key in report["mismatched_keys"])])
     if lacking:
         raise WeightsError(
             f"{weights}: {len(lacking)} tensors of {network_class.__name__} are missing or have another "
