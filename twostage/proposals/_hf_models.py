@@ -107,7 +107,8 @@ def load(weights: str, revision: str = "") -> HubModel:
         WeightsError: not to be had, damaged, or tensors that are missing or of another shape.
         ComponentError: a network that is not known here, or not in the transformers installed.
     """
-    source = str(check(weights) or weights)
+    folder = check(weights)
+    source = str(folder or weights)
     of = {"revision": revision or None, "trust_remote_code": False}
     transformers: Any = importlib.import_module("transformers")
     try:
@@ -121,8 +122,10 @@ def load(weights: str, revision: str = "") -> HubModel:
     except (ComponentError, WeightsError):
         raise
     except Exception as error:
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise WeightsError(f"{weights}: cannot be read as a model ({reason}) {REMEDY}") from error
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
+        if folder is None:
+            raise WeightsError(f"{weights}: no such folder, and on the hub: {reason}. {REMEDY}") from error
+        raise WeightsError(f"{weights}: cannot be read as a model ({reason}).") from error
     lacking = [key for key in report["missing_keys"] if not MAY_LACK.search(key)]
     lacking = sorted([*lacking, *(str(key[0]) for key in report["mismatched_keys"])])
     if lacking:
