@@ -212,6 +212,19 @@ def test_a_network_at_hand_needs_no_file(tmp_path: Path) -> None:
     assert maker.words(PETS).vocabulary.seen == (False, True)
 
 
+def test_a_network_that_is_mixed_with_others_says_what_was_seen_too(tmp_path: Path) -> None:
+    settled = config(tmp_path, NETWORK)
+    mixed = config(
+        tmp_path, NETWORK, "PROPOSALS.NAME=mixed", "PROPOSALS.OPTIONS.SOURCES=[maskformer, {name: grid}]"
+    )
+    network = Builder(settled).network()
+    maker = Builder(mixed, Trained(network, ("dog",)))
+    first, second = maker.proposals().sources
+    assert first.network is network
+    assert type(second).__name__ == "GridProposals"
+    assert maker.words(PETS).vocabulary.seen == (False, True)
+
+
 def test_who_says_what_was_seen(tmp_path: Path) -> None:
     """The checkpoint by default, by name and what means the same; the data set with TEST.SEEN dataset."""
     words = Vocabulary((("sofa",), ("tvmonitor",), ("cow",)), (False, True, True))

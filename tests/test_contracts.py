@@ -4,68 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from contract_parts import bank, named, photos, same, tiny, width_of
 from torch import Tensor
 
 from twostage import registry
-from twostage.interfaces import DenseHead, Ensemble, ProposalGenerator, RegionClassifier
-from twostage.registry import ComponentError
-from twostage.types import VOID, DenseScores, Evidence, PixelScores, Proposals, RegionScores, TextBank
+from twostage.interfaces import DenseHead, Ensemble, RegionClassifier
+from twostage.types import VOID, DenseScores, Evidence, PixelScores, Proposals, RegionScores
 from twostage.vocabulary import Vocabulary
-
-SIZES = ((40, 56), (33, 48))
-
-
-def named(kind: str) -> Any:
-    return pytest.mark.parametrize("name", registry.names(kind))
-
-
-@cache
-def tiny(kind: str, name: str) -> Any:
-    return registry.find(kind, name).tiny()  # type: ignore[attr-defined]
-
-
-def photos(sizes: Sequence[tuple[int, int]] = SIZES) -> list[Tensor]:
-    """Squares of one colour on noise: something to find, different in every photo."""
-    generator = torch.Generator().manual_seed(5)
-    made = []
-    for place, (height, width) in enumerate(sizes):
-        image = torch.randint(0, 90, (3, height, width), generator=generator).to(torch.uint8)
-        image[:, 8:24, 6 + 4 * place : 26] = torch.tensor([200, 60 + 90 * place, 40])[:, None, None]
-        made.append(image.to(torch.uint8))
-    return made
-
-
-def bank(dim: int, classes: int = 3) -> TextBank:
-    rows = torch.randn(classes + 1, dim, generator=torch.Generator().manual_seed(6))
-    return TextBank(torch.nn.functional.normalize(rows, dim=1), torch.tensor([*range(classes), 0]), classes)
-
-
-def width_of(component: Any) -> int:
-    """D of the joint space that a component works in."""
-    for owner in ("clip", "network"):
-        if hasattr(component, owner):
-            part = getattr(component, owner)
-            told = getattr(part, "dim", None) or getattr(getattr(part, "config", None), "embedding_dim", 8)
-            return int(told)
-    return 8
-
-
-def same(first: Any, second: Any) -> None:
-    """Equal containers: the same fields, tensors alike up to rounding."""
-    assert type(first) is type(second)
-    for field in dataclasses.fields(first):
-        one, other = getattr(first, field.name), getattr(second, field.name)
-        if isinstance(one, Tensor):
-            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
-        elif dataclasses.is_dataclass(one):
-            same(one, other)
-        else:
-            assert one == other
 
 
 @pytest.mark.parametrize(
@@ -82,62 +31,6 @@ def test_it_owns_documented_frozen_options(kind: str, name: str) -> None:
     untold = [field.name for field in dataclasses.fields(component.Config) if field.name not in told]
     assert not untold, f"{name}.Config: explain in its docstring: {untold}"
     assert isinstance(tiny(kind, name).config, component.Config)
-
-
-def propose(generator: Any, images: Sequence[Tensor], text: TextBank | None = None) -> list[Proposals]:
-    """By `propose`, or from labels where a generator says that images alone are not enough."""
-    if getattr(generator, "needs_ground_truth", False):
-        with pytest.raises(ComponentError, match="ground truth"):
-            generator.propose(images)
-        return [
-            generator.propose_from_labels((image[0] > 150).int() - (image[1] > 80).int()) for image in images
-        ]
-    return list(generator.propose(images, text))
-
-
-@named("proposals")
-@pytest.mark.parametrize("with_text", [False, True])
-def test_proposals_have_the_size_of_their_photo(name: str, with_text: bool) -> None:
-    generator = tiny("proposals", name)
-    assert isinstance(generator, ProposalGenerator)
-    images = photos()
-    before = [image.clone() for image in images]
-    text = bank(width_of(generator)) if with_text else None
-    found = propose(generator, images, text)
-    assert len(found) == len(images)
-    for image, own, kept in zip(images, found, before, strict=True):
-        assert torch.equal(image, kept), f"{name} changed the photo"
-        assert own.size_hw == tuple(image.shape[1:])
-        assert own.masks.dtype in (torch.bool, torch.float32)
-        assert own.scores.dtype == torch.float32
-        assert torch.isfinite(own.scores).all()
-        if own.masks.dtype == torch.float32 and len(own):
-            assert 0 <= float(own.masks.min()) <= float(own.masks.max()) <= 1
-        assert own.source, f"{name} should sign its proposals (Proposals.source)"
-        if own.embeddings is not None:
-            torch.testing.assert_close(own.embeddings.norm(dim=1), torch.ones(len(own)), rtol=1e-3, atol=1e-3)
-        if own.logits is not None:
-            assert with_text
-            assert own.logits.logits.shape == (len(own), 3)
-
-
-@named("proposals")
-def test_proposals_do_not_depend_on_the_company(name: str) -> None:
-    generator, images = tiny("proposals", name), photos()
-    together = propose(generator, images)
-    for image, own in zip(images, together, strict=True):
-        same(own, propose(generator, [image])[0])
-    assert propose(generator, []) == []
-
-
-@named("proposals")
-def test_what_names_its_masks_says_so(name: str) -> None:
-    """An evaluation measures stage one alone where it speaks of classes (systems.names_masks)."""
-    from twostage.systems import names_masks
-
-    generator = tiny("proposals", name)
-    found = propose(generator, photos(), bank(width_of(generator)))
-    assert names_masks(generator) == any(own.logits is not None for own in found)
 
 
 def masks_for(images: Sequence[Tensor]) -> list[Proposals]:

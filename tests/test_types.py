@@ -31,7 +31,12 @@ def scores(count: int, classes: int = 2, no_object: bool = False) -> RegionScore
 def proposals(count: int) -> Proposals:
     masks = torch.arange(count * 6).reshape(count, 2, 3) % 2 == 0
     return Proposals(
-        masks, torch.arange(count).float(), torch.arange(count * 4.0).reshape(count, 4), scores(count), "here"
+        masks,
+        torch.arange(count).float(),
+        torch.arange(count * 4.0).reshape(count, 4),
+        scores(count),
+        "here",
+        tuple(f"maker {row}" for row in range(count)),
     )
 
 
@@ -54,6 +59,10 @@ REFUSED: dict[str, tuple[Callable[[], object], str]] = {
     "logits of others": (
         lambda: Proposals(f32(2, 3, 3), f32(2), logits=scores(3)),
         r"Proposals\.logits: expected 2 rows, got 3",
+    ),
+    "makers of others": (
+        lambda: Proposals(f32(2, 3, 3), f32(2), sources=("a",)),
+        r"Proposals\.sources: expected 2 names, got 1",
     ),
     "no text": (lambda: TextBank(f32(0, 4), f32(0).long(), 0), "with T > 0"),
     "flat text": (lambda: TextBank(f32(4), f32(4).long(), 1), r"expected \(T, D\)"),
@@ -123,6 +132,7 @@ def test_rows_are_picked_everywhere_alike(index: torch.Tensor | slice | list[int
     part = whole[index]
     assert len(part) == len(rows)
     assert part.source == "here"
+    assert part.made_by() == tuple(f"maker {row}" for row in rows)
     assert part.size_hw == (2, 3)
     assert part.embeddings is not None
     assert part.logits is not None
@@ -137,6 +147,8 @@ def test_without_extras_rows_and_devices_work_too() -> None:
     bare = Proposals(f32(3, 2, 2), f32(3))
     assert len(bare[[0, 1]]) == 2
     assert bare[[0]].embeddings is None
+    assert bare[[0]].sources is None
+    assert bare.made_by() == ("", "", "")
     moved = bare.to("meta")
     assert moved.masks.device.type == moved.scores.device.type == "meta"
 
@@ -151,6 +163,40 @@ def test_everything_moves_together() -> None:
     known = scores(2, no_object=True).to("meta")
     assert known.no_object is not None
     assert known.valid.device.type == known.no_object.device.type == "meta"
+
+
+def test_proposals_of_several_makers_are_joined() -> None:
+    first, second = proposals(3), proposals(2)
+    both = Proposals.cat([first, second], "both")
+    assert (both.source, len(both)) == ("both", 5)
+    assert both.sources == ("maker 0", "maker 1", "maker 2", "maker 0", "maker 1")
+    assert torch.equal(both.masks[3:], second.masks)
+    assert torch.equal(both.scores, torch.tensor([0.0, 1, 2, 0, 1]))
+    assert both.embeddings is not None
+    assert torch.equal(both.embeddings[3:], torch.arange(8.0).reshape(2, 4))
+    assert both.logits is not None
+    assert torch.equal(both.logits.logits[3:], scores(2).logits)
+    bare = Proposals(f32(1, 2, 3), yes(1), source="bare")
+    both = Proposals.cat([first, bare], "both")
+    assert both.masks.dtype == torch.float32
+    assert both.embeddings is both.logits is None
+    assert both.made_by() == (*first.made_by(), "bare")
+    other = Proposals(f32(1, 2, 3), yes(1), f32(1, 7), source="wide")
+    assert Proposals.cat([first, other], "both").embeddings is None
+    assert Proposals.cat([bare], "one").embeddings is None
+
+
+def test_scores_are_joined_where_they_can_be_compared() -> None:
+    known = RegionScores.cat([scores(2, no_object=True), scores(1, no_object=True)])
+    assert known is not None
+    assert known.no_object is not None
+    assert known.no_object.shape == (3,)
+    assert RegionScores.cat([scores(2, no_object=True), scores(1)]) is None
+    assert RegionScores.cat([scores(2), scores(2, 3)]) is None
+    plain = RegionScores.cat([scores(2), scores(0)])
+    assert plain is not None
+    assert plain.no_object is plain.image is None
+    assert torch.equal(plain.logits, scores(2).logits)
 
 
 def test_scores_keep_no_object_when_indexed() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -183,7 +183,7 @@ class Builder:
     def trained_pixels(self) -> Trained[PerPixelNetwork]:
         """The per-pixel network with the weights of MODEL.WEIGHTS, and what it was trained on."""
         path = self.config.model.weights
-        if not path or self.config.proposals.name == "maskformer":
+        if not path or "maskformer" in self.config.proposals.names():
             raise ConfigError(
                 "A per-pixel network takes its weights from MODEL.WEIGHTS, which "
                 + ("are those of PROPOSALS.NAME maskformer here: leave that empty" if path else "is empty")
@@ -199,7 +199,7 @@ class Builder:
         """ClsCLIP with its weights, and what it was trained on."""
         model = self.config.model
         path = model.clsclip_weights or model.weights
-        others = not model.clsclip_weights and self.config.proposals.name == "maskformer"
+        others = not model.clsclip_weights and "maskformer" in self.config.proposals.names()
         if not path or others:
             raise ConfigError(
                 "ClsCLIP takes its weights from MODEL.CLSCLIP_WEIGHTS, which is empty, or MODEL.WEIGHTS, "
@@ -227,6 +227,7 @@ class Builder:
             "make_clsclip": lambda: lambda: self.trained_clsclip.network,
             "make_proposals": lambda: self.proposals,
             "max_memory": lambda: int(self.config.test.memory_gib * 2**30),
+            "make_source": lambda: self.source,
         }
         asked = list(inspect.signature(component).parameters.values())[1:]
         wanted = [one.name for one in asked if one.name in offered or one.default is one.empty]
@@ -241,6 +242,10 @@ class Builder:
     def proposals(self) -> Any:
         """Stage one, or None."""
         return self.component("proposals", self.config.proposals)
+
+    def source(self, name: str, options: Mapping[str, Any]) -> Any:
+        """A source of masks for a component that is put together from several (`mixed`)."""
+        return self.component("proposals", SlotConfig(name, dict(options)))
 
     def segmenter(self) -> Segmenter:
         """The whole flow."""
@@ -271,7 +276,7 @@ class Builder:
 
     def _learned(self) -> tuple[str, ...]:
         """The class names that the trained network in use has learned; none where there is none."""
-        if self.config.proposals.name == "maskformer":
+        if "maskformer" in self.config.proposals.names():
             return self.trained.names
         if "per_pixel" in (self.config.pixels.name, self.config.dense.name):
             return self.trained_pixels.names

@@ -12,8 +12,10 @@ import pytest
 import torch
 from segment_anything import SamAutomaticMaskGenerator, sam_model_registry
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from twostage.interfaces import ProposalGenerator
+from twostage.ops.masks import mask_boxes
 from twostage.proposals import sam
 from twostage.proposals.sam import SamConfig, SamProposals
 from twostage.registry import ComponentError
@@ -121,6 +123,9 @@ def test_images_of_another_form_are_refused() -> None:
         ({"points_per_side": 0}, "points_per_side must be at least 1, got 0"),
         ({"pred_iou_thresh": -0.1}, "pred_iou_thresh must be at least 0"),
         ({"max_masks": -1}, "max_masks must be at least 0"),
+        ({"box_nms_thresh": 1.1}, "box_nms_thresh must be at most 1"),
+        ({"crop_nms_thresh": -0.1}, "crop_nms_thresh must be at least 0"),
+        ({"crop_n_points_downscale_factor": 0}, "crop_n_points_downscale_factor must be at least 1"),
     ],
 )
 def test_options(options: dict[str, Any], says: str) -> None:
@@ -169,6 +174,61 @@ def test_weights_that_do_not_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         WeightsError, match=r"do not fit SAM's vit_b: missing: .*mask_decoder.iou_token \(1\)"
     ):
         made.propose([_image(8, 8)])
+
+
+@pytest.mark.parametrize(("width", "size"), [(1024, "vit_l"), (1280, "vit_h")])
+def test_weights_of_another_size_say_which(
+    width: int, size: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only the first tensor is of that width; the network of the wrong size is not even built."""
+    first = "image_encoder.patch_embed.proj.weight"
+    state = {**SamProposals.tiny().network.state_dict(), first: torch.zeros(width, 3, 16, 16)}
+    made = _loaded(state, tmp_path / "sam.pth", monkeypatch)
+    monkeypatch.setitem(sam_model_registry, "vit_b", None)
+    with pytest.raises(
+        WeightsError, match=rf"sam\.pth: these are weights of {size}, not of vit_b: set model: {size}\."
+    ):
+        made.propose([_image(8, 8)])
+    monkeypatch.setitem(sam_model_registry, size, sam._tiny_network)
+    fitting = SamProposals(SamConfig(model=size, weights=str(tmp_path / "sam.pth")), "cpu")  # type: ignore[arg-type]
+    with pytest.raises(WeightsError, match=f"do not fit SAM's {size}: other shapes: {first}"):
+        fitting.propose([_image(8, 8)])
+
+
+def test_sizes_are_told_by_the_networks_themselves() -> None:
+    """On the device that stores nothing, so that even the largest costs no memory."""
+    for size in sam.MODELS:
+        with torch.device("meta"):
+            state = sam_model_registry[size]().state_dict()
+        assert sam.size_of(state) == size
+    assert sam.size_of(SamProposals.tiny().network.state_dict()) is None
+    assert sam.size_of({}) is None
+
+
+def test_boxes_that_overlap() -> None:
+    """The generator drops none at 1, and at 0 leaves masks whose boxes lie apart."""
+    (every,) = _with(max_masks=0, box_nms_thresh=1.0).propose([_image(60, 90)])
+    (some,) = _with(max_masks=0).propose([_image(60, 90)])
+    (apart,) = _with(max_masks=0, box_nms_thresh=0.0).propose([_image(60, 90)])
+    assert len(every) > len(some) >= len(apart) >= 1
+    boxes = mask_boxes(apart.masks).float()
+    assert not (box_iou(boxes, boxes).fill_diagonal_(0) > 0.05).any()
+
+
+@pytest.mark.parametrize(("factor", "points"), [(1, [4, 4]), (2, [4, 2])])
+def test_points_of_crops(factor: int, points: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    import segment_anything
+
+    grids: list[list[int]] = []
+
+    class Watched(SamAutomaticMaskGenerator):
+        def generate(self, image: Any) -> Any:
+            grids.append([round(len(grid) ** 0.5) for grid in self.point_grids])
+            return []
+
+    monkeypatch.setattr(segment_anything, "SamAutomaticMaskGenerator", Watched)
+    _with(crop_n_layers=1, crop_n_points_downscale_factor=factor).propose([_image(80, 96)])
+    assert grids == [points]
 
 
 @pytest.mark.parametrize(

@@ -111,6 +111,16 @@ class SlotConfig:
     )
     options: dict[str, Any] = option({}, "The component's options, by the names of its own Config")
 
+    def names(self) -> set[str]:
+        """The component, and those that its option `sources` names below it (PROPOSALS.NAME mixed)."""
+        found = {self.name}
+        sources = self.options.get("sources")
+        for one in sources if isinstance(sources, (list, tuple)) else ():
+            below = one if isinstance(one, dict) else {"name": one}
+            options = below.get("options")
+            found |= SlotConfig(str(below.get("name")), options if isinstance(options, dict) else {}).names()
+        return found
+
 
 TASKS = ("proposals", "prompts", "per_pixel", "self_training", "clsclip")
 """What can be trained: stage one, prompt vectors, the per-pixel baseline, stage one on its own labels,

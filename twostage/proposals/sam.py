@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import typing
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,6 +23,8 @@ from twostage.vocabulary import nearest
 from twostage.weights import WeightsError
 
 MODELS = ("vit_b", "vit_l", "vit_h")
+WIDTHS = {768: "vit_b", 1024: "vit_l", 1280: "vit_h"}
+"""Of the image encoder's tokens, by which weights show whose they are."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,12 @@ class SamConfig:
     points_per_side: the grid has this number squared of points, three masks each; points_per_batch: points in
     one pass of the mask decoder, bounds memory. pred_iou_thresh, stability_score_thresh: masks are kept whose
     predicted quality is above the first and whose steadiness under another cut-off reaches the second; 0
-    keeps all. crop_n_layers: also look at crops of the photo, for small things: 4 crops, then 16 more, and so
-    on (slow); as many layers as leave crops of 32 pixels. min_mask_region_area: islands and holes below this
-    many pixels are removed; 0 leaves them. max_masks: the best this many masks; 0 keeps all.
+    keeps all. box_nms_thresh: of masks whose boxes overlap by more (IoU) the better stays; 1 keeps all.
+    crop_n_layers: also look at crops of the photo, for small things: 4 crops, then 16 more, and so
+    on (slow); as many layers as leave crops of 32 pixels. crop_nms_thresh: box_nms_thresh between crops;
+    crop_n_points_downscale_factor: each layer's grid has this factor fewer points a side.
+    min_mask_region_area: islands and holes below this many pixels are removed; 0 leaves them. max_masks: the
+    best this many masks; 0 keeps all.
     """
 
     model: Literal["vit_b", "vit_l", "vit_h"] = "vit_b"
@@ -44,7 +49,10 @@ class SamConfig:
     points_per_batch: int = 64
     pred_iou_thresh: float = 0.88
     stability_score_thresh: float = 0.95
+    box_nms_thresh: float = 0.7
     crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_n_points_downscale_factor: int = 1
     min_mask_region_area: int = 0
     max_masks: int = 0
 
@@ -56,14 +64,22 @@ class SamConfig:
                 raise ComponentError(
                     f"SamProposals: {option} must be at least {least}, got {getattr(self, option)}."
                 )
+        for option in ("box_nms_thresh", "crop_nms_thresh"):
+            if getattr(self, option) > 1:
+                raise ComponentError(
+                    f"SamProposals: {option} must be at most 1, got {getattr(self, option)}."
+                )
 
 
-_LEAST = {
+_LEAST: dict[str, int] = {
     "points_per_side": 1,
     "points_per_batch": 1,
     "pred_iou_thresh": 0,
     "stability_score_thresh": 0,
+    "box_nms_thresh": 0,
     "crop_n_layers": 0,
+    "crop_nms_thresh": 0,
+    "crop_n_points_downscale_factor": 1,
     "min_mask_region_area": 0,
     "max_masks": 0,
 }
@@ -145,15 +161,8 @@ class SamProposals:
         layers = config.crop_n_layers
         while layers and short >> layers < 32:
             layers -= 1
-        generator: Any = SamAutomaticMaskGenerator(
-            network,
-            points_per_side=config.points_per_side,
-            points_per_batch=config.points_per_batch,
-            pred_iou_thresh=config.pred_iou_thresh,
-            stability_score_thresh=config.stability_score_thresh,
-            crop_n_layers=layers,
-            min_mask_region_area=config.min_mask_region_area,
-        )
+        options = {name: getattr(config, name) for name in _LEAST if name != "max_masks"}
+        generator: Any = SamAutomaticMaskGenerator(network, **{**options, "crop_n_layers": layers})
         process = generator._process_crop
 
         def with_boxes(*arguments: Any) -> Any:
@@ -181,17 +190,26 @@ def _read(model: str, source: str) -> nn.Module:
     except Exception as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path}: cannot be read as weights ({reason}). Is the file damaged?") from error
-    network: nn.Module = sam_model_registry[model]()
     if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
         raise WeightsError(
             f"{path}: expected SAM's tensors by name, got something else; is it a whole checkpoint?"
         )
+    meant = size_of(state)
+    if meant not in (None, model):
+        raise WeightsError(f"{path}: these are weights of {meant}, not of {model}: set model: {meant}.")
+    network: nn.Module = sam_model_registry[model]()
     try:
         network.load_state_dict(state)
     except RuntimeError as error:
         reason = explain_mismatch(network.state_dict(), state)
         raise WeightsError(f"{path}: these weights do not fit SAM's {model}: {reason}.") from error
     return network.eval().requires_grad_(False)
+
+
+def size_of(state: Mapping[str, Tensor]) -> str | None:
+    """Which of MODELS these weights belong to, by the width of their tokens; None for no known one."""
+    patches = state.get("image_encoder.patch_embed.proj.weight")
+    return None if patches is None or patches.ndim != 4 else WIDTHS.get(len(patches))
 
 
 def _tiny_network() -> nn.Module:

@@ -241,7 +241,7 @@ def _summarise(courses: list[Config], found: list[Found]) -> Found:
 
 def _with_weights(config: Config, path: Path) -> Config:
     model = dataclasses.replace(config.model, weights="", clsclip_weights=str(path))
-    if config.proposals.name == "maskformer":
+    if "maskformer" in config.proposals.names():
         model = dataclasses.replace(model, weights=config.model.weights)
     return dataclasses.replace(config, model=model)
 

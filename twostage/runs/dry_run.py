@@ -117,7 +117,7 @@ def _networks(config: Config, clip: ClipFacts | None, plan: Plan) -> None:
     makers: dict[str, Any] = {}
     of_pixels_alone = config.pixels.name == "per_pixel" and not config.proposals.name
     in_training = config.task == "proposals" or (config.task == "self_training" and not of_pixels_alone)
-    if config.proposals.name == "maskformer" or in_training:
+    if "maskformer" in config.proposals.names() or in_training:
         makers["stage one"] = builder.network
     if config.pixels.name == "per_pixel" or config.task == "per_pixel":
         makers["per-pixel network"] = builder.pixel_network

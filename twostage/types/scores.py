@@ -58,6 +58,20 @@ class RegionScores:
         valid = self.valid[index]
         return replace(self, logits=self.logits[index], valid=valid, no_object=no_object, looked=looked)
 
+    @staticmethod
+    def cat(parts: Sequence[RegionScores]) -> RegionScores | None:
+        """The rows of all parts, without `image`; None where they speak of other numbers of classes, or
+        some know "no object" and some do not, so that their probabilities cannot be compared.
+        """
+        no_object = [part.no_object for part in parts if part.no_object is not None]
+        if len({part.logits.shape[1] for part in parts}) != 1 or len(no_object) not in (0, len(parts)):
+            return None
+        return RegionScores(
+            torch.cat([part.logits for part in parts]),
+            torch.cat([part.valid for part in parts]),
+            torch.cat(no_object) if no_object else None,
+        )
+
     def of_classes(self, positions: Tensor) -> RegionScores:
         """The opinion of these classes alone; positions: (M,) int64 in the vocabulary."""
         image = None if self.image is None else self.image[positions]
