@@ -13,7 +13,7 @@ from torch import Tensor
 
 from twostage.classifiers._looks import check_pairs, unit
 from twostage.errors import TwostageError
-from twostage.ops.masks import binarise
+from twostage.ops.masks import binarise, mask_areas
 from twostage.registry import ComponentError
 from twostage.types import Proposals, RegionScores, TextBank
 
@@ -66,7 +66,7 @@ class QueryClassifier:
         return [self._one(position, found, text) for position, found in enumerate(proposals)]
 
     def _one(self, position: int, found: Proposals, text: TextBank) -> RegionScores:
-        valid = binarise(found.masks, self.config.mask_threshold).flatten(1).any(dim=1)
+        valid = mask_areas(binarise(found.masks, self.config.mask_threshold)) > 0
         if len(found) == 0:
             return RegionScores(torch.zeros(0, text.num_classes, device=valid.device), valid)
         source = found.source or "their source"

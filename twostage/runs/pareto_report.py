@@ -23,7 +23,17 @@ Row = Mapping[str, Any]
 Clock = Literal["wall", "cpu"]
 """The time that passed, or processor time of the process, which other work on the machine disturbs less."""
 _PREFIX: dict[Clock, str] = {"wall": "", "cpu": "cpu_"}
-_HEAD: tuple[str, ...] = ("classifier", "mIoU", "seen", "unseen", "hIoU", "stage two ms", "times", "whole ms", "times")
+_HEAD: tuple[str, ...] = (
+    "classifier",
+    "mIoU",
+    "seen",
+    "unseen",
+    "hIoU",
+    "stage two ms",
+    "times",
+    "whole ms",
+    "times",
+)
 _HEAD += ("equal labels %", "crops")
 
 

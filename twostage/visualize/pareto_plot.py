@@ -55,12 +55,17 @@ def frontier(found: Sequence[tuple[float, float]]) -> list[int]:
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten in [low, high]; powers alone where there would be more than nine."""
+    """Round numbers in [low, high]: 1 to 9 times powers of ten over a short span, then 1, 2 and 5 times, then
+    the powers alone, so that there are nine at most.
+    """
     powers = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
-    every = [digit * 10.0**power for power in powers for digit in (1, 2, 5)]
-    inside = [tick for tick in every if low <= tick <= high]
-    few = [tick for tick in inside if round(math.log10(tick), 6).is_integer()]
-    return inside if len(inside) <= 9 or not few else few
+    inside: list[float] = []
+    for digits in (range(1, 10), (1, 2, 5), (1,)):
+        every = (float(f"{digit}e{power}") for power in powers for digit in digits)
+        inside = [tick for tick in every if low <= tick <= high]
+        if len(inside) <= 9:
+            break
+    return inside
 
 
 def plot(panels: Sequence[Panel]) -> NDArray[np.uint8]:
@@ -144,10 +149,9 @@ class _Drawing:
 
     def _steps(self, places: Sequence[tuple[float, float]]) -> None:
         """The frontier: what is reached in the time that is given."""
-        for (x0, y0), (x1, y1) in zip(places, [*places[1:], (self.inside[2], -1.0)], strict=True):
-            self.draw.line((x0, y0, x1, y0), fill=_LINE, width=_SCALE)
-            if y1 >= 0:
-                self.draw.line((x1, y0, x1, y1), fill=_LINE, width=_SCALE)
+        for (x0, y0), (x1, y1) in zip(places, [*places[1:], (self.inside[2], places[-1][1])], strict=True):
+            self.draw.line((x0, y0, x1, y0, x1, y1), fill=_LINE, width=_SCALE)
+            self.taken += [(x0, y0 - _SCALE, x1, y0 + _SCALE), (x1 - _SCALE, y1, x1 + _SCALE, y0)]
 
     def _name(self, text: str, place: tuple[float, float], colour: tuple[int, int, int]) -> None:
         """Beside its point where nothing is covered, farther off with a line to it where it is crowded."""
