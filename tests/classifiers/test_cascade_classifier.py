@@ -63,7 +63,8 @@ def cropped(clip: ClipModel) -> list[RegionScores]:
 
 
 def cascade(clip: ClipModel, **options: Any) -> CascadeClassifier:
-    given = {"pooled": {"level": "logits"}, "crops": CROPS, **options}
+    plain = {"first": "pooled", "temperature": 1.0}
+    given = {**plain, "pooled": {"level": "logits"}, "crops": CROPS, **options}
     return CascadeClassifier(CascadeClassifier.Config(**given), clip)
 
 

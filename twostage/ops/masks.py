@@ -10,6 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+_AT_ONCE = 8
+"""Masks that a processor averages at once: float copies of more leave its cache, which takes twice as long."""
+
 
 def binarise(masks: Tensor, threshold: float) -> Tensor:
     """(N, H, W) float or bool -> (N, H, W) bool; a soft mask is set where it is *strictly* above the
@@ -81,4 +84,6 @@ def mean_on_grid(masks: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
     Cells of a grid finer than the masks take the mask's value under them.
     """
-    return F.adaptive_avg_pool2d(masks.float(), grid_hw)
+    if masks.device.type != "cpu" or len(masks) <= _AT_ONCE:
+        return F.adaptive_avg_pool2d(masks.float(), grid_hw)
+    return torch.cat([F.adaptive_avg_pool2d(part.float(), grid_hw) for part in masks.split(_AT_ONCE)])
