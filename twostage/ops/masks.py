@@ -11,7 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 _AT_ONCE = 8
-"""Masks that a processor averages at once: float copies of more leave its cache, which takes twice as long."""
+"""Masks that a processor averages at once: float copies of more do not fit its cache, which takes twice as
+long."""
 
 
 def binarise(masks: Tensor, threshold: float) -> Tensor:
