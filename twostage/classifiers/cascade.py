@@ -16,8 +16,8 @@ from torch import Tensor
 
 from twostage import registry
 from twostage.classifiers._looks import check_pairs
-from twostage.classifiers.crops import CropClassifier
 from twostage.errors import TwostageError
+from twostage.interfaces import RegionClassifier
 from twostage.types import Proposals, RegionScores, TextBank
 from twostage.vocabulary import nearest
 
@@ -77,13 +77,13 @@ class CascadeClassifier:
                 raise TwostageError(f"CascadeClassifier: {name}: expected options by name, got {given!r}.")
             return registry.make_config(registry.find("classifiers", name), given)
 
-    def __init__(self, config: Config, clip: Any) -> None:
+    def __init__(self, config: Config, clip: Any, max_memory: int = 0) -> None:
+        """max_memory: for the two classifiers, where they ask for it."""
         self.config = config
         self.clip = clip
-        cheap: Any = registry.find("classifiers", config.first)
-        asks = "clip" in inspect.signature(cheap).parameters
-        self.first = cheap(config.options_of(config.first), *((clip,) if asks else ()))
-        self.crops = CropClassifier(config.options_of("crops"), clip)
+        parts = {"clip": clip, "max_memory": max_memory}
+        self.first: RegionClassifier = _made(config, config.first, parts)
+        self.crops: RegionClassifier = _made(config, "crops", parts)
         self.crops_made: tuple[int, ...] = ()
         """How many masks of each image of the last call were cut out."""
 
@@ -127,6 +127,13 @@ class CascadeClassifier:
             closest = margin[rows].argsort(stable=True)[: self.config.top]
             rows = rows[closest].sort().values
         return rows
+
+
+def _made(config: CascadeClassifier.Config, name: str, parts: Mapping[str, Any]) -> Any:
+    """One of the two classifiers, with the parts that its constructor asks for."""
+    component: Any = registry.find("classifiers", name)
+    asked = inspect.signature(component).parameters
+    return component(config.options_of(name), **{part: parts[part] for part in parts if part in asked})
 
 
 def margins(scores: RegionScores) -> Tensor:
