@@ -19,7 +19,8 @@ _MARGIN = (70, 54, 30, 60)  # left, top, right, bottom
 _LETTERS = 15
 _GRID, _LINE = (225, 225, 225), (200, 60, 40)
 _ON, _OFF = (200, 60, 40), (70, 110, 160)
-_AROUND = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)]
+_AROUND: list[tuple[float, float]] = [(1, 0), (-1, 0), (0, -1), (0, 1), (1, -1), (-1, -1), (1, 1), (-1, 1)]
+_AROUND += [(0.5, -1), (-0.5, -1), (0.5, 1), (-0.5, 1), (1, -0.5), (-1, -0.5), (1, 0.5), (-1, 0.5)]
 Box = tuple[float, float, float, float]
 
 
@@ -140,12 +141,12 @@ class _Drawing:
         best = frontier([(point.seconds, point.accuracy) for point in points])
         self._steps([places[n] for n in best])
         radius = 5 * _SCALE
-        for n, (x, y) in enumerate(places):
-            self.taken.append((x - radius, y - radius, x + radius, y + radius))
-            colour = _ON if n in best else _OFF
-            self.draw.ellipse(self.taken[-1], fill=colour, outline=PAPER, width=_SCALE)
+        dots = [(x - radius, y - radius, x + radius, y + radius) for x, y in places]
+        self.taken += dots
         for n, point in enumerate(points):
             self._name(point.name, places[n], _ON if n in best else INK)
+        for n, dot in enumerate(dots):  # over the lines that lead to names
+            self.draw.ellipse(dot, fill=_ON if n in best else _OFF, outline=PAPER, width=_SCALE)
 
     def _steps(self, places: Sequence[tuple[float, float]]) -> None:
         """The frontier: what is reached in the time that is given."""
@@ -156,14 +157,15 @@ class _Drawing:
     def _name(self, text: str, place: tuple[float, float], colour: tuple[int, int, int]) -> None:
         """Beside its point where nothing is covered, farther off with a line to it where it is crowded."""
         size = round(0.85 * _SCALE * _LETTERS)
-        text = shorten(text, 300 * _SCALE, size)
+        text = shorten(text, 270 * _SCALE, size)
         width, height = text_width(text, size), 1.1 * size
         spots = [
             self._spot(place, reach * _SCALE, way, width, height)
-            for reach in (9, 24, 42, 64, 90, 120)
+            for reach in (9, 20, 32, 46, 62, 80, 100, 125, 150, 180)
             for way in _AROUND
         ]
-        free = next((spot for spot in spots if self._is_free(spot)), spots[0])
+        inside = [spot for spot in spots if self._is_inside(spot)] or spots
+        free = min(inside, key=self._covers)  # the nearest that covers nothing, if any
         self.taken.append(free)
         middle = ((free[0] + free[2]) / 2, (free[1] + free[3]) / 2)
         if free not in spots[: len(_AROUND)]:
@@ -173,19 +175,21 @@ class _Drawing:
 
     @staticmethod
     def _spot(
-        place: tuple[float, float], reach: float, way: tuple[int, int], width: float, height: float
+        place: tuple[float, float], reach: float, way: tuple[float, float], width: float, height: float
     ) -> Box:
         """The box of a text that lies on this side of a point."""
         x = place[0] + way[0] * (reach + width / 2)
         y = place[1] + way[1] * (reach + height / 2)
         return x - width / 2, y - height / 2, x + width / 2, y + height / 2
 
-    def _is_free(self, spot: Box) -> bool:
+    def _is_inside(self, spot: Box) -> bool:
         left, top, right, bottom = self.inside
-        if spot[0] < left or spot[1] < top or spot[2] > right or spot[3] > bottom:
-            return False
-        return all(
-            spot[2] <= other[0] or spot[0] >= other[2] or spot[3] <= other[1] or spot[1] >= other[3]
+        return left < spot[0] and top < spot[1] and spot[2] < right and spot[3] < bottom
+
+    def _covers(self, spot: Box) -> int:
+        """How much of what is there already a name would cover."""
+        return sum(
+            spot[2] > other[0] and spot[0] < other[2] and spot[3] > other[1] and spot[1] < other[3]
             for other in self.taken
         )
 
