@@ -46,7 +46,7 @@ class CascadeClassifier:
         """
 
         first: Literal["masked_attention", "pooled", "query"] = "masked_attention"
-        margin: float = 0.85
+        margin: float = 0.9
         top: int = 0
         temperature: float = 8.0
         crops: Mapping[str, Any] = field(default_factory=dict)

@@ -24,7 +24,7 @@ from twostage.vocabulary import nearest
 REFERENCE = "crops"
 """What every other candidate is compared with: all masks cut out, CLIP in float32."""
 LEVELS = ("logits", "features", "values", "attention")
-MARGINS = (0.3, 0.6, 0.85)
+MARGINS = (0.3, 0.6, 0.8, 0.9)
 
 
 @dataclass(frozen=True)
