@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny_parts import write_system
 from torch import Tensor
 
 from twostage import registry
+from twostage.builder import Builder
 from twostage.classifiers.cascade import CascadeClassifier, margins
 from twostage.classifiers.crops import CropClassifier
 from twostage.classifiers.masked_attention import MaskedAttentionClassifier
 from twostage.classifiers.pooled import PooledClassifier
 from twostage.clip.model import ClipModel
+from twostage.config import load_config
 from twostage.types import Proposals, RegionScores, TextBank
 
 CROPS = {"image_size": 32, "mode": "antialias"}
@@ -177,6 +181,20 @@ def test_one_class_needs_no_crops(vit: ClipModel) -> None:
 def test_wrong_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         CascadeClassifier.Config(**options)
+
+
+def test_options_of_both_come_from_a_configuration(tmp_path: Path) -> None:
+    words = ["CLASSIFIER.NAME=cascade", "CLASSIFIER.OPTIONS.CROPS.CHUNK=4", "CLASSIFIER.OPTIONS.FIRST=pooled"]
+    words += ["CLASSIFIER.OPTIONS.POOLED.LEVEL=features", "CLASSIFIER.OPTIONS.MARGIN=0.25"]
+    config = load_config(write_system(tmp_path), words)
+    made = Builder(config).component("classifiers", config.classifier)
+    assert isinstance(made, CascadeClassifier)
+    assert made.config.margin == 0.25
+    assert isinstance(made.crops, CropClassifier)
+    assert made.crops.config.chunk == 4
+    assert isinstance(made.first, PooledClassifier)
+    assert made.first.config.level == "features"
+    assert made.first.clip is made.crops.clip
 
 
 def test_masks_of_another_size_are_refused(vit: ClipModel) -> None:

@@ -107,9 +107,10 @@ def measure(
     total = min(len(dataset), limit) if limit else len(dataset)
     if total == 0:
         raise TwostageError(f"{dataset.name} has no photos to measure on.")
+    builders = {"fp32": builder}
     found = Measured([], builder.words(dataset.vocabulary), builder.device)
     for candidate in candidates:
-        _try(found, candidate, partial(_made, builder, candidate, found.words))
+        _try(found, candidate, partial(_made, builders, candidate, found.words))
     progress = Progress(logger, dataset.name, total)
     for done, sample in enumerate(prefetch(dataset, range(total), ahead=0), start=1):
         _one(segmenter, sample, found, rounds, warm_up=done == 1)
@@ -117,13 +118,13 @@ def measure(
     return found
 
 
-def _made(builder: Builder, candidate: Candidate, words: Words) -> Runner:
-    """The classifier, with a CLIP in the candidate's own number format."""
-    config = builder.config
-    if candidate.dtype != config.clip.dtype:
+def _made(builders: dict[str, Builder], candidate: Candidate, words: Words) -> Runner:
+    """The classifier, with a CLIP in the candidate's own number format; candidates of one format share it."""
+    if candidate.dtype not in builders:
+        config = builders["fp32"].config
         clip = dataclasses.replace(config.clip, dtype=candidate.dtype)
-        builder = Builder(dataclasses.replace(config, clip=clip))
-    made = builder.component("classifiers", candidate.slot)
+        builders[candidate.dtype] = Builder(dataclasses.replace(config, clip=clip))
+    made = builders[candidate.dtype].component("classifiers", candidate.slot)
     return Runner(candidate, made, ConfusionMatrix(len(words.vocabulary)))
 
 
