@@ -11,11 +11,10 @@ from typing import Literal
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
+from twostage.classifiers._looks import batches, check_pairs, check_text, size_for, unit
 from twostage.clip.model import ClipModel
 from twostage.clip.towers import POSITION_MODES, PositionMode, is_resnet
-from twostage.dense import _frame
 from twostage.errors import TwostageError
 from twostage.ops.pooling import mean_under, region_shares
 from twostage.readout.attention import parse
@@ -116,7 +115,8 @@ class PooledClassifier:
         The tower runs once an image, images of one size together. Rows of empty masks are kept: valid is
         False there and the logits are 0.
         """
-        self._check_input(images, proposals, text)
+        check_pairs("PooledClassifier", images, proposals)
+        check_text("PooledClassifier", self.clip, text)
         bank = text.to(self.clip.device)
         found: dict[int, RegionScores] = {}
         for indices, seen in self._passes(images):
@@ -129,22 +129,12 @@ class PooledClassifier:
 
     def _passes(self, images: Sequence[Tensor]) -> Iterator[tuple[list[int], Pass]]:
         """Which images one pass of the tower saw, and what it left behind."""
-        by_size: dict[tuple[int, int], list[int]] = {}
-        for index, image in enumerate(images):
-            by_size.setdefault(self._size_of(image), []).append(index)
-        for size, indices in by_size.items():
-            for start in range(0, len(indices), self.config.chunk):
-                part = indices[start : start + self.config.chunk]
-                pixels = torch.stack([self._pixels(images[index], size) for index in part])
-                yield part, self._reader.look(pixels.to(self.clip.dtype))
-
-    def _size_of(self, image: Tensor) -> tuple[int, int]:
-        short, size = self.config.short_edge, (image.shape[1], image.shape[2])
-        short = 2 * min(self.clip.image_size) if short is None else short
-        return _frame.target_size(size, short, self.config.long_edge, self.cell_hw, "round")
-
-    def _pixels(self, image: Tensor, size_hw: tuple[int, int]) -> Tensor:
-        return _frame.to_pixels(image.to(self.clip.device), size_hw, self.clip.mean, self.clip.std)
+        config = self.config
+        sizes = [
+            size_for(image, self.clip, config.short_edge, config.long_edge, self.cell_hw) for image in images
+        ]
+        for indices, pixels in batches(images, sizes, self.clip, config.chunk):
+            yield indices, self._reader.look(pixels)
 
     def _regions(self, seen: Pass, place: int, masks: Tensor, text: TextBank) -> tuple[Tensor, Tensor]:
         """(N, K) float32 logits of one image's masks, zero where they are empty, and (N,) bool, which are
@@ -169,7 +159,7 @@ class PooledClassifier:
         if self.config.level not in ("logits", "features"):
             return None
         rows = seen.places(place)
-        return self._logits(rows, text) if self.config.level == "logits" else _unit(rows)
+        return self._logits(rows, text) if self.config.level == "logits" else unit(rows)
 
     def _pooled(self, seen: Pass, place: int, rows: Tensor | None, shares: Tensor, text: TextBank) -> Tensor:
         """(R, K) of the regions with these shares (R, n) of the places."""
@@ -181,33 +171,7 @@ class PooledClassifier:
 
     def _logits(self, rows: Tensor, text: TextBank) -> Tensor:
         """(n, E) of any length -> (n, K) float32 logits."""
-        return text.logits(_unit(rows)) * self.config.logit_factor
-
-    def _check_input(self, images: Sequence[Tensor], proposals: Sequence[Proposals], text: TextBank) -> None:
-        if len(images) != len(proposals):
-            raise TwostageError(
-                f"PooledClassifier: expected one Proposals an image, got {len(proposals)} for {len(images)}."
-            )
-        if text.dim != self.clip.dim:
-            raise TwostageError(
-                f"PooledClassifier: expected text features {self.clip.dim} wide, got {text.dim}. Make them "
-                f"with the text tower of {self.clip.name}, which reads the image."
-            )
-        for position, (image, found) in enumerate(zip(images, proposals, strict=True)):
-            if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-                raise TwostageError(
-                    f"PooledClassifier: image {position} should be RGB uint8 (3, H, W), got "
-                    f"{tuple(image.shape)} {image.dtype}; give it before any normalisation."
-                )
-            if len(found) and found.size_hw != tuple(image.shape[1:]):
-                raise TwostageError(
-                    f"PooledClassifier: the masks of image {position} are {found.size_hw}, the image is "
-                    f"{tuple(image.shape[1:])}; resize the masks to the image first."
-                )
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return F.normalize(rows.float(), dim=-1)
+        return text.logits(unit(rows)) * self.config.logit_factor
 
 
 def _require_resnet_options(config: PooledClassifier.Config) -> None:

@@ -88,4 +88,7 @@ def mean_on_grid(masks: Tensor, grid_hw: tuple[int, int]) -> Tensor:
 
     Cells of a grid finer than the masks take the mask's value under them.
     """
-    return F.adaptive_avg_pool2d(masks.float(), grid_hw)
+    if masks.device.type != "cpu" or len(masks) == 0:
+        return F.adaptive_avg_pool2d(masks.float(), grid_hw)
+    # A few at a time, whose float copies stay in the processor's cache: a hundred at once take twice as long.
+    return torch.cat([F.adaptive_avg_pool2d(few.float(), grid_hw) for few in masks.split(8)])

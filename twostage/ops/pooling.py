@@ -42,14 +42,15 @@ def attend_inside(
 ) -> Tensor:
     """Attention of one token a region to the places of its region, softmax over m_rn * exp(q k / sqrt(d)).
 
-    q: (m, R, d); k, v: (m, N, d); shares: (R, N), the soft mask m_rn, which multiplies the weight of a place
-    (its logarithm is added to the logits, so places outside get none); own: keys and values (m, R, d) of the
-    regions' tokens, if each is to look at itself too. Every region must hold something. -> (m, R, d).
+    q: (..., m, R, d); k, v: (..., m, N, d); shares: (R, N), or (..., 1, R, N), the soft mask m_rn, which
+    multiplies the weight of a place (its logarithm is added to the logits, so places outside get none); own:
+    keys and values (..., m, R, d) of the regions' tokens, if each is to look at itself too. Every region must
+    hold something. -> (..., m, R, d).
     """
     bias = shares.to(torch.float32).log()  # -inf outside
     if own is None:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=bias.to(q.dtype))
-    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(1, 2) + bias.to(q.dtype)
+    logits = (q * q.shape[-1] ** -0.5) @ k.transpose(-2, -1) + bias.to(q.dtype)
     itself = (q * own[0]).sum(dim=-1, keepdim=True) * q.shape[-1] ** -0.5
     weights = torch.cat([itself, logits], dim=-1).float().softmax(dim=-1).to(v.dtype)
     return weights[..., :1] * own[1] + weights[..., 1:] @ v

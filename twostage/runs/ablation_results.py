@@ -137,7 +137,7 @@ def markdown(table: Table, found: Mapping[str, Result], problems: Mapping[str, P
         lines.append([row.name, *numbers, *([note] if problems else [])])
     text = [f"## {table.title}", ""]
     text += [table.about, ""] if table.about else []
-    text += [*_drawn(lines, len(table.columns) + len(published)), "", _source(table.rows, found)]
+    text += [*aligned(lines, len(table.columns) + len(published)), "", _source(table.rows, found)]
     details = dict.fromkeys(detail for problem in problems.values() for detail in problem.details)
     text += ["", *(f"- {detail}" for detail in details)] if details else []
     return "\n".join(text) + "\n"
@@ -153,7 +153,7 @@ def _source(rows: Sequence[Row], found: Mapping[str, Result]) -> str:
     return f"Percent; {'; '.join(told)}." if told else "Nothing was measured."
 
 
-def _drawn(lines: Sequence[Sequence[str]], numbers: int) -> list[str]:
+def aligned(lines: Sequence[Sequence[str]], numbers: int) -> list[str]:
     """A Markdown table: one column of text, `numbers` columns of numbers, what is left is text again."""
     lines = [[cell.replace("|", "\\|") for cell in line] for line in lines]
     widths = [max(3, *(len(line[column]) for line in lines)) for column in range(len(lines[0]))]
