@@ -84,7 +84,7 @@ def _finding(what: str, found: Tensor, wanted: Tensor) -> Finding:
 def compare_labels(builder: Builder, folder: Path, manifest: Manifest, words: Vocabulary) -> Finding:
     """The label maps of drawn scenes, whatever the system makes of them."""
     deployed = Deployed(builder.config, folder, manifest)
-    deployed.texts = builder.texts
+    deployed.texts, deployed.clip = builder.texts, builder.clip
     one, other = System(builder.config, builder), System(builder.config, deployed)
     scenes = ShapesDataset("test", length=SCENES)
     same = total = 0

@@ -21,7 +21,7 @@ from twostage.export.manifest import (
     read_manifest,
 )
 from twostage.export.networks import OnnxImageTower, OnnxProposals
-from twostage.export.parts import CROPS, MASKFORMER, exportable
+from twostage.export.parts import CROPS, MASKFORMER, exportable, in_fp32
 from twostage.export.runtime import Session, require_packages
 from twostage.export.words import StoredWords, read_words
 from twostage.networks import Trained
@@ -63,6 +63,11 @@ class Deployed(Builder):
             config = registry.make_config(CropClassifier, options)
             if tower is None:
                 raise ExportError(f"CLASSIFIER.NAME {CROPS}: {self.folder} was exported without it.")
+            if config.image_size and tower.image_size != (config.image_size, config.image_size):
+                raise ExportError(
+                    f"CLASSIFIER.OPTIONS.IMAGE_SIZE: {self.folder} takes crops of {tower.image_size} pixels, "
+                    f"got {config.image_size}. Leave the option as it was, or export again with it."
+                )
             return CropClassifier(config, OnnxImageTower(self._open(CLIP_IMAGE), tower))
         return super().component(kind, slot)
 
@@ -81,6 +86,7 @@ class Deployed(Builder):
         if self.stored is not None and not missing:
             return self.stored.words(self.flagged(vocabulary), self.device)
         try:
+            self._require_same_clip()
             return super().words(vocabulary)
         except (TwostageError, OSError) as error:
             names = vocabulary.every_name if missing is None else missing
@@ -88,9 +94,18 @@ class Deployed(Builder):
             hint = nearest(names[0], known) if known else ""
             raise ExportError(
                 f"{self.folder} has no text features of {', '.join(map(repr, names[:5]))}"
-                f"{', ...' if len(names) > 5 else ''}.{hint} Export again with these words in --classes; or "
-                f"set CLIP.PRETRAINED and MODEL.WEIGHTS to files that are here, as the text tower says: {error}"
+                f"{', ...' if len(names) > 5 else ''}.{hint} Export again with these words in --classes, or "
+                f"name the text tower's weights in CLIP.PRETRAINED and MODEL.WEIGHTS: {error}"
             ) from error
+
+    def _require_same_clip(self) -> None:
+        """Words of one CLIP say nothing to the image tower of another."""
+        tower = self.manifest.clip_image
+        if tower is not None and not self.config.clip.text_features and self.clip.digest != tower.digest:
+            raise ExportError(
+                f"CLIP.MODEL and CLIP.PRETRAINED give {self.clip.name} with other weights than the "
+                f"{tower.model} that was exported."
+            )
 
 
 def open_folder(
@@ -111,7 +126,7 @@ def open_folder(
     folder = Path(folder)
     manifest = read_manifest(folder)
     asked = parse_config(manifest.config, str(folder / MANIFEST), overrides)
-    config, _ = exportable(asked)
+    config = in_fp32(exportable(asked)[0])
     for slot in ("dense", "pixels"):
         if getattr(asked, slot).name:
             raise ExportError(f"{slot.upper()}.NAME: a folder holds stage one and crops only; use --model.")

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class StageOneGraph(nn.Module):
     With a linear class head also classes (1, Q, K + 1) logits, "no object" last.
     """
 
-    outputs = ("masks", "embeddings")
+    outputs: ClassVar[tuple[str, ...]] = ("masks", "embeddings")
 
     def __init__(self, network: MaskFormer) -> None:
         super().__init__()
@@ -51,7 +51,7 @@ class StageOneGraph(nn.Module):
 class LinearStageOneGraph(StageOneGraph):
     """The same with the logits of the classes that a linear head knows, (1, Q, K + 1)."""
 
-    outputs = ("masks", "embeddings", "classes")
+    outputs: ClassVar[tuple[str, ...]] = ("masks", "embeddings", "classes")
 
     def forward(self, pixels: Tensor) -> tuple[Tensor, ...]:
         masks, embeddings = super().forward(pixels)
@@ -63,7 +63,7 @@ class LinearStageOneGraph(StageOneGraph):
 class TextStageOneGraph(StageOneGraph):
     """The same with text (K, S, D) as a second input, rows of length one: classes (1, Q, K + 1) logits."""
 
-    outputs = ("masks", "embeddings", "classes")
+    outputs: ClassVar[tuple[str, ...]] = ("masks", "embeddings", "classes")
 
     def forward(self, pixels: Tensor, text: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
         masks, embeddings = super().forward(pixels)
@@ -79,7 +79,7 @@ class TextStageOneGraph(StageOneGraph):
 class ClipImageGraph(nn.Module):
     """pixels (B, 3, S, S), normalised -> features (B, D), rows of length one."""
 
-    outputs = ("features",)
+    outputs: ClassVar[tuple[str, ...]] = ("features",)
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()

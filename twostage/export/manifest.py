@@ -124,7 +124,7 @@ def read_manifest(folder: Path) -> Manifest:
         )
     try:
         manifest = _manifest(content)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}): export again.") from error
     for name, digest in manifest.files.items():
         _require_file(folder, name, digest)

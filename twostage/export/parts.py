@@ -62,3 +62,8 @@ def _without_dense(config: Config) -> Config:
         ensemble=dataclasses.replace(ensemble, options=options),
         test=dataclasses.replace(config.test, protocol=""),
     )
+
+
+def in_fp32(config: Config) -> Config:
+    """The same with CLIP in single precision, which is what the files hold."""
+    return dataclasses.replace(config, clip=dataclasses.replace(config.clip, dtype="fp32"))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import logging
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from twostage.export.manifest import ExportError, require_plain
 
+logger = logging.getLogger(__name__)
 TO_RUN = ("onnx", "onnxruntime")
 TO_EXPORT = (*TO_RUN, "onnxscript")
 
@@ -132,8 +134,12 @@ class Session:
 
 def _providers(runtime: Any, device: torch.device) -> list[str]:
     cuda = "CUDAExecutionProvider"
-    there = device.type == "cuda" and cuda in runtime.get_available_providers()
-    return [cuda, "CPUExecutionProvider"] if there else ["CPUExecutionProvider"]
+    if device.type != "cuda":
+        return ["CPUExecutionProvider"]
+    if cuda not in runtime.get_available_providers():
+        logger.warning("This onnxruntime has no CUDA: the networks run on the CPU. onnxruntime-gpu has it.")
+        return ["CPUExecutionProvider"]
+    return [cuda, "CPUExecutionProvider"]
 
 
 def _first(error: Exception) -> str:

@@ -36,7 +36,7 @@ from twostage.export.manifest import (
     WordsFacts,
     write_manifest,
 )
-from twostage.export.parts import CROPS, MASKFORMER, exportable
+from twostage.export.parts import CROPS, MASKFORMER, exportable, in_fp32
 from twostage.export.words import stored, write_words
 from twostage.segmenter import Words
 from twostage.vocabulary import Vocabulary
@@ -66,7 +66,9 @@ def export(
     config, notes = exportable(config)
     for note in notes:
         say(f"Note: {note}")
-    builder = Builder(_in_fp32(config))
+    builder = Builder(
+        in_fp32(dataclasses.replace(config, model=dataclasses.replace(config.model, device="cpu")))
+    )
     out, there = Path(out), Path(out).exists()
     out.mkdir(parents=True, exist_ok=True)
     try:
@@ -99,15 +101,6 @@ def _move(place: Path, out: Path, manifest: Manifest) -> None:
     for name in (STAGE_ONE, CLIP_IMAGE, WORDS, f"{STAGE_ONE}.data", f"{CLIP_IMAGE}.data"):
         if name not in manifest.files:
             (out / name).unlink(missing_ok=True)
-
-
-def _in_fp32(config: Config) -> Config:
-    """The same on the CPU in single precision, which is what the files hold."""
-    return dataclasses.replace(
-        config,
-        model=dataclasses.replace(config.model, device="cpu"),
-        clip=dataclasses.replace(config.clip, dtype="fp32"),
-    )
 
 
 class _Export:
