@@ -156,6 +156,17 @@ def test_what_is_no_onnx_file(tmp_path: Path) -> None:
 # The manifest
 
 
+STAGE = {
+    "says": "text",
+    "mean": [123.0, 116, 103],
+    "std": [58.0, 57, 57],
+    "size_divisibility": 32,
+    "embedding_dim": 8,
+    "num_queries": 5,
+    "logit_scale": 100,
+}
+
+
 def test_manifest_round_trip_and_damage(tmp_path: Path) -> None:
     digest = "b94d27b9934d3e08a52e52d7da7dabfac484efe37a5380ee9088f7ace2efcde9"
     (tmp_path / "a.bin").write_bytes(b"hello world")
@@ -172,6 +183,10 @@ def test_manifest_round_trip_and_damage(tmp_path: Path) -> None:
         ({"files": {"b.bin": digest}}, r"incomplete: b\.bin is missing"),
         ({"files": {"a.bin": digest[::-1]}}, r"a\.bin: its sha256 is b94d27"),
         ({"stage_one": {"says": "text"}}, "is damaged"),
+        ({"stage_one": {**STAGE, "std": [1, "x", 2]}}, "is damaged .*expected 3 numbers"),
+        ({"stage_one": {**STAGE, "says": "?"}}, "is damaged .*says is"),
+        ({"stage_one": STAGE}, r"speaks of stage_one\.onnx, but does not list it"),
+        ({"words": {"classes": [["a"]], "logit_scale": 1}}, r"speaks of words\.npz"),
         ({"files": 3}, "is damaged"),
         ({"version": 2}, "expected version 1, got 2"),
         ({"format": "other"}, "is no manifest"),

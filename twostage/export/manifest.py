@@ -44,6 +44,13 @@ class StageOneFacts:
     num_queries: int
     logit_scale: float
 
+    def __post_init__(self) -> None:
+        if self.says not in ("text", "linear", "masks"):
+            raise ValueError(f"says is {self.says!r}")
+        _require_numbers(self.std, 3)
+        _require_numbers(self.mean, 3, least=-1e9)
+        _require_numbers((self.size_divisibility, self.embedding_dim), 2, whole=True)
+
 
 @dataclass(frozen=True)
 class ClipImageFacts:
@@ -59,6 +66,12 @@ class ClipImageFacts:
     dim: int
     model: str
     digest: str
+
+    def __post_init__(self) -> None:
+        _require_numbers(self.image_size, 2, whole=True)
+        _require_numbers(self.std, 3)
+        _require_numbers(self.mean, 3, least=-1e9)
+        _require_numbers((self.dim,), 1, whole=True)
 
 
 @dataclass(frozen=True)
@@ -89,6 +102,15 @@ class Manifest:
     files: Mapping[str, str]
     versions: Mapping[str, str | None] = field(default_factory=dict)
     check: Mapping[str, float] = field(default_factory=dict)
+
+
+def _require_numbers(values: object, count: int, whole: bool = False, least: float = 0.0) -> None:
+    """Raises ValueError unless these are so many numbers above `least`."""
+    kinds = (int,) if whole else (int, float)
+    if not isinstance(values, tuple) or len(values) != count:
+        raise ValueError(f"expected {count} numbers, got {values!r}")
+    if not all(type(value) in kinds and value > least for value in values):
+        raise ValueError(f"expected {count} {'whole ' if whole else ''}numbers, got {values!r}")
 
 
 def write_manifest(folder: Path, manifest: Manifest) -> None:
@@ -128,7 +150,8 @@ def read_manifest(folder: Path) -> Manifest:
         raise ExportError(f"{path} is damaged ({type(error).__name__}: {error}): export again.") from error
     for name, digest in manifest.files.items():
         _require_file(folder, name, digest)
-    for name, facts in ((STAGE_ONE, manifest.stage_one), (CLIP_IMAGE, manifest.clip_image)):
+    parts = {STAGE_ONE: manifest.stage_one, CLIP_IMAGE: manifest.clip_image, WORDS: manifest.words}
+    for name, facts in parts.items():
         if facts is not None and name not in manifest.files:
             raise ExportError(f"{path} speaks of {name}, but does not list it: export again.")
     return manifest
