@@ -77,7 +77,7 @@ class TextStageOneGraph(StageOneGraph):
 
 
 class ClipImageGraph(nn.Module):
-    """pixels (B, 3, S, S), normalised -> features (B, D), rows of length one."""
+    """pixels (B, 3, E, E), normalised -> features (B, D), rows of length one."""
 
     outputs: ClassVar[tuple[str, ...]] = ("features",)
 
