@@ -40,6 +40,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
     "components": ("proposals", "classifiers", "dense", "ensembles"),
     "flow": (
         "segmenter",
+        "skipping",
         "views",
         "test_time",
         "systems",

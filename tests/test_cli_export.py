@@ -116,6 +116,7 @@ def test_test_time_options_still_count(home: Path) -> None:
         (["--set", "CLASSIFIER.OPTIONS.IMAGE_SIZE=48"], "takes crops of (32, 32) pixels, got 48"),
         (["--set", "PROPOSALS.NAME=maskformer"], "PROPOSALS.NAME maskformer: "),
         (["--set", "CLASSIFIER.OPTIONS.CHUNCK=1"], "Did you mean 'chunk'"),
+        (["--set", "CLASSIFIER.OPTIONS.SKIP_FILLED=true"], "sees every patch; use --model"),
         (["--threads", "-1"], "--threads: expected 0 or more"),
         (["--classes", "cats, dog", "--set", "CLIP.PRETRAINED=gone.pt"], "no text features of 'cats'. Did"),
         (["--classes", "moon", "--set", "SEED=5"], "with other weights than the test-export-vit"),

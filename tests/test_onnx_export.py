@@ -253,13 +253,22 @@ def test_what_cannot_be_exported(overrides: list[str], words: str) -> None:
 
 def test_dense_heads_are_left_out_and_said() -> None:
     config, notes = exportable(
-        load_config(zoo.path("shapes"), ["ENSEMBLE.OPTIONS.USE=[regions,dense]", "PROPOSALS.NAME=contours"])
+        load_config(
+            zoo.path("shapes"),
+            [
+                "ENSEMBLE.OPTIONS.USE=[regions,dense]",
+                "PROPOSALS.NAME=contours",
+                "CLASSIFIER.OPTIONS.SKIP_FILLED=true",
+            ],
+        )
     )
     assert (config.dense.name, config.pixels.name) == ("", "")
     assert config.ensemble.options["uncovered"] == "argmax"
     assert config.ensemble.options["use"] == ["regions"]
     assert any("DENSE.NAME readout is left out" in note for note in notes)
     assert any("PROPOSALS.NAME contours is not exported" in note for note in notes)
+    assert config.classifier.options == {}
+    assert any("SKIP_FILLED is off" in note for note in notes)
     assert exportable(config)[0] == config
 
 
@@ -272,7 +281,7 @@ def shipped(tmp_path_factory: pytest.TempPathFactory) -> tuple[Config, Path]:
     from twostage.export.write import export
 
     folder = tmp_path_factory.mktemp("shapes")
-    config = load_config(zoo.path("shapes"), ["MODEL.DEVICE=cpu"])
+    config = load_config(zoo.path("shapes"), ["MODEL.DEVICE=cpu", "MODEL.DTYPE=fp32"])
     export(config, folder, classes=drawn_words(), checked=False)
     return exportable(config)[0], folder
 

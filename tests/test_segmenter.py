@@ -60,10 +60,10 @@ def test_everyone_is_asked_once_at_test_size() -> None:
     words = Words(WORDS.vocabulary, WORDS.text, own)
     results = segmenter.segment(PHOTOS, words)
     small = [(10, 15), (18, 9)]  # short edge 10; the second is too long for that
-    assert [role for role, _ in recorder.calls] == ["propose", "classify", "predict", "merge", "merge"]
+    assert [role for role, _ in recorder.calls] == ["propose", "predict", "classify", "merge", "merge"]
     assert recorder.calls[0][1] == (small, own)
-    assert recorder.calls[1][1] == (small, small, WORDS.text)
-    assert recorder.calls[2][1] == (small, WORDS.text)
+    assert recorder.calls[1][1] == (small, WORDS.text)
+    assert recorder.calls[2][1] == (small, small, WORDS.text)
     assert [tuple(result.labels.shape) for result in results] == [(20, 30), (50, 25)]
     assert not recorder.grad
     for place, (evidence, vocabulary) in enumerate(call for _, call in recorder.calls[3:]):

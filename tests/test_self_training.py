@@ -414,6 +414,6 @@ def test_what_cannot_work_is_refused_at_once(
 def test_an_ensemble_that_gives_no_maps(whole: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     run = config(tmp_path, f"MODEL.WEIGHTS={whole / 'teacher/model_final.pth'}")
     bare = Segmentation(torch.zeros(3, 3, dtype=torch.int32))
-    monkeypatch.setattr("twostage.segmenter.Segmenter.segment", lambda self, images, words: [bare])
+    monkeypatch.setattr("twostage.segmenter.Segmenter.segment", lambda self, images, words, image_ids: [bare])
     with pytest.raises(TwostageError, match="this ensemble returns none"):
         build.train(run)

@@ -26,23 +26,26 @@ from twostage.types import Proposals, TextBank
 
 
 def blobs(count: int, height: int, width: int, seed: int = 0) -> Tensor:
-    """(count, height, width) float32 soft masks as a MaskFormer gives them: blobs whose areas spread evenly
-    in the logarithm between 0.2 % and 60 % of the picture, smooth at the scale of its stride of four, not all
-    connected.
+    """(count, height, width) float32 soft masks as a MaskFormer gives them: see `blob_logits`."""
+    logits = blob_logits(count, height // 4, width // 4, seed)
+    return F.interpolate(logits[None], (height, width), mode="bilinear", align_corners=False)[0].sigmoid()
+
+
+def blob_logits(count: int, height: int, width: int, seed: int = 0) -> Tensor:
+    """(count, height, width) float32 mask logits: blobs whose areas spread evenly in the logarithm between
+    0.2 % and 60 % of the picture, smooth at the scale of a cell, not all connected.
     """
     generator = np.random.default_rng(seed)
-    small = (height // 4, width // 4)
-    y, x = np.mgrid[0 : small[0], 0 : small[1]]
+    y, x = np.mgrid[0:height, 0:width]
     logits = []
     for share in np.geomspace(0.002, 0.6, count):
-        radius = np.sqrt(share * small[0] * small[1] / np.pi)
+        radius = np.sqrt(share * height * width / np.pi)
         stretch = generator.uniform(0.6, 1.6)
-        centre = generator.uniform(0.1, 0.9, 2) * small
+        centre = generator.uniform(0.1, 0.9, 2) * (height, width)
         distance = np.hypot((y - centre[0]) * stretch, (x - centre[1]) / stretch) / radius
-        ragged = ndimage.gaussian_filter(generator.standard_normal(small), 3)
+        ragged = ndimage.gaussian_filter(generator.standard_normal((height, width)), 3)
         logits.append(6 * (1 - distance) + 1.5 * ragged / ragged.std())
-    full = torch.from_numpy(np.stack(logits)).float()
-    return F.interpolate(full[None], (height, width), mode="bilinear", align_corners=False)[0].sigmoid()
+    return torch.from_numpy(np.stack(logits)).float()
 
 
 class _Stopwatch:

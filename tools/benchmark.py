@@ -5,6 +5,9 @@
 
 `stage2` runs in turns (a) the bare CLIP image tower on ready crops and (b) the whole second stage (masks,
 boxes, crops, CLIP, class logits) in the same chunks and number format, and reports the ratio of the medians.
+`pipeline` runs in turns the whole of it as published (one batch of 100 crops in fp32, work of the photo's
+size for every mask, class maps resized), ours in several modes, and the floors beneath: bare CLIP on ready
+crops, stage one's bare network, a copy of the masks. It tells how many labels are equal, and the peak memory.
 `dense` runs in turns the bare image tower and every dense readout that looks once, on the same pixels, and
 then the memory that sliding windows take. Weights are random: they do not change the work. Only ratios mean
 something on a machine with other work.
@@ -19,7 +22,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import bench_dense
+import bench_pipeline
 import bench_stage2
+import bench_world
 from bench_common import DTYPES
 
 from twostage.errors import TwostageError
@@ -60,8 +65,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="numbers of sliding windows (squares) whose memory is measured; none: leave that out",
     )
     dense.add_argument("--memory-presets", nargs="+", default=["maskclip"], help="readouts for that")
-    for command, rounds in ((stage2, 3), (dense, 7)):
-        command.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=["fp32", "bf16"])
+    whole = commands.add_parser("pipeline", help="a photo from pixels to labels beside the yardstick")
+    whole.set_defaults(run=bench_pipeline.pipeline, table=bench_pipeline.table)
+    whole.add_argument("--masks", type=int, default=100, help="masks in the picture, stage one's queries")
+    whole.add_argument("--size", type=_size, default=(640, 480), help="WIDTHxHEIGHT of the picture")
+    whole.add_argument("--short-edge", type=int, default=640, help="short edge at which it is looked at")
+    whole.add_argument("--backbone", default="r101c", help="of stage one's network")
+    whole.add_argument("--avoiding", action="store_true", help="also the ways to look at fewer masks")
+    whole.add_argument("--no-peaks", action="store_true", help="leave the peaks of memory out")
+    world = commands.add_parser("world", help="what saving work costs in labels, with trained networks")
+    world.set_defaults(run=bench_world.world, table=bench_world.table)
+    world.add_argument("--scenes", type=int, default=200, help="drawn scenes")
+    world.add_argument("--data", default="shapes_val", help="data set of drawn scenes")
+    world.add_argument("--shipped", action="store_true", help="with the shipped system's dense branch")
+    world.add_argument("--vit", action="store_true", help="CLIP is the miniature VisionTransformer")
+    world.add_argument("--json", type=Path, help="write the report here")
+    for command, rounds in ((stage2, 3), (dense, 7), (whole, 3)):
+        if command is not whole:
+            command.add_argument("--dtype", nargs="+", choices=sorted(DTYPES), default=["fp32", "bf16"])
         command.add_argument(
             "--rounds", type=int, default=rounds, help="counted rounds of each run, after one that is not"
         )

@@ -14,12 +14,14 @@ import torch
 from twostage import registry
 from twostage.checkpoints import Weights, open_weights
 from twostage.clip.model import ClipModel
+from twostage.clip.precision import preferred_convolutions
 from twostage.clsclip.config import ClsClipNetworkConfig
 from twostage.clsclip.network import ClsClipNetwork
 from twostage.config import Config, ConfigError, SlotConfig
 from twostage.data import same_words
 from twostage.engine.distributed import pick_device
 from twostage.maskformer.config import MaskFormerConfig
+from twostage.maskformer.lean import make_lean
 from twostage.maskformer.network import MaskFormer
 from twostage.networks import Trained, fresh, shipped
 from twostage.ops.crf import DenseCrf
@@ -28,6 +30,7 @@ from twostage.perpixel.network import PerPixelNetwork
 from twostage.protocol import settled
 from twostage.readout import vit
 from twostage.segmenter import Segmenter, Words
+from twostage.skipping import Skip
 from twostage.tasks.clsclip import require_same_clip
 from twostage.test_time import TestTime
 from twostage.types import TextBank
@@ -166,7 +169,15 @@ class Builder:
             )
         network = self.network()
         self.weights.load_into(network)
-        return Trained(network, self.weights.trained_names)
+        return Trained(make_lean(network, self._convolutions()), self.weights.trained_names)
+
+    def _convolutions(self) -> torch.dtype:
+        if self.config.model.dtype != "auto":
+            found: torch.dtype = DTYPES[self.config.model.dtype]
+            return found
+        found, reason = preferred_convolutions(self.device)
+        logger.info("Stage one: %s", reason)
+        return found
 
     @cached_property
     def trained_pixels(self) -> Trained[PerPixelNetwork]:
@@ -215,6 +226,7 @@ class Builder:
             "pixel_network": lambda: self.trained_pixels.network,
             "make_clsclip": lambda: lambda: self.trained_clsclip.network,
             "make_proposals": lambda: self.proposals,
+            "max_memory": lambda: int(self.config.test.memory_gib * 2**30),
         }
         asked = list(inspect.signature(component).parameters.values())[1:]
         wanted = [one.name for one in asked if one.name in offered or one.default is one.empty]
@@ -242,6 +254,7 @@ class Builder:
             size=TestSize(config.input.min_size_test, config.input.max_size_test),
             device=self.device,
             test_time=at_test_time(config),
+            skip=Skip(**dataclasses.asdict(config.test.skip)),
         )
 
     def words(self, vocabulary: Vocabulary) -> Words:

@@ -73,6 +73,36 @@ class Ensemble(Protocol):
         ...
 
 
+class LabelBounds(Protocol):
+    """What is known of the labels of one picture, as more and more masks are looked at."""
+
+    def tell(self, regions: RegionScores, looked: Tensor) -> None:
+        """The classifier's scores so far; looked: (N,) bool, the rows that count."""
+        ...
+
+    @property
+    def spare(self) -> Tensor:
+        """(N,) float32, the most that each mask may still add to the score of a class where it is 1."""
+        ...
+
+    def unsettled(self) -> Tensor:
+        """(P,) int64, row * width + column: the pixels whose label may still change."""
+        ...
+
+    def still_unsettled(self, among: Tensor) -> Tensor:
+        """Those of an earlier answer whose label may still change."""
+        ...
+
+
+@runtime_checkable
+class BoundingEnsemble(Protocol):
+    """An ensemble that can tell which labels are settled before all masks have been classified."""
+
+    def pixel_bounds(self, evidence: Evidence, vocabulary: Vocabulary) -> LabelBounds:
+        """evidence: everything but `regions`."""
+        ...
+
+
 @runtime_checkable
 class ImageTextModel(Protocol):
     """The part of CLIP that components need; twostage.clip.model.ClipModel is the one implementation."""

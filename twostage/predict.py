@@ -46,8 +46,11 @@ class System:
             self._words |= {vocabulary: words, words.vocabulary: words}
         return self._words[vocabulary]
 
-    def segment(self, photo: str | Path | Tensor, classes: Classes) -> Segmentation:
+    def segment(self, photo: str | Path | Tensor, classes: Classes, image_id: str = "") -> Segmentation:
         """One photo (a file, or RGB uint8 (3, H, W)) -> a label map of its size.
+
+        image_id: by which PROPOSALS.NAME cached looks masks up where it does not know the pixels; by default
+        the file's name without its ending.
 
         Raises:
             ImageReadError: the file is no readable photo. VocabularyError: no class is given.
@@ -58,7 +61,9 @@ class System:
             raise TwostageError(
                 f"segment: expected RGB uint8 (3, H, W), got {tuple(image.shape)} {image.dtype}."
             )
-        return self._segmenter.segment([image], self.words(classes))[0]
+        if not isinstance(photo, Tensor):
+            image_id = image_id or Path(photo).stem
+        return self._segmenter.segment([image], self.words(classes), [image_id])[0]
 
     def read_with(self, preset: str, guest: str = "") -> System:
         """The same system, words and networks shared, whose dense head reads CLIP in another way.

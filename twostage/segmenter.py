@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from twostage.errors import TwostageError
 from twostage.interfaces import DenseHead, Ensemble, ProposalGenerator, RegionClassifier, RegionDenseHead
+from twostage.skipping import Skip, classify_few, require_bounds
 from twostage.test_time import Album, TestTime, scoring
-from twostage.types import DenseScores, Evidence, Proposals, Segmentation, TextBank
+from twostage.types import DenseScores, Evidence, Proposals, RegionScores, Segmentation, TextBank
 from twostage.views import TestSize, View
 from twostage.vocabulary import Vocabulary
 
@@ -50,6 +51,8 @@ class Segmenter:
     """A trained network that names pixels, in the place of stage one."""
     test_time: TestTime = field(default_factory=TestTime)
     """Further views of each photo and what is done with them."""
+    skip: Skip = field(default_factory=Skip)
+    """Masks that the classifier need not look at."""
 
     def __post_init__(self) -> None:
         if self.proposals is None and self.dense is None and self.pixels is None:
@@ -65,6 +68,8 @@ class Segmenter:
                 )
         if not self.test_time.plain:
             scoring(self.ensemble)
+        if self.skip.bounded and self.classifier is not None:
+            require_bounds(self.ensemble)
         heard = getattr(self.ensemble, "weighs", None)
         if heard is not None and self.pixels is not None and "pixels" not in heard:
             raise TwostageError(
@@ -86,12 +91,17 @@ class Segmenter:
     def gather(
         self, images: Sequence[Tensor], words: Words, given: Sequence[Proposals] | None = None
     ) -> list[Evidence]:
-        """Everything the parts say of these photos.
+        """Everything the parts say of these photos; with skip.bounded, for the labels of the segmenter's own
+        ensemble alone.
 
         images: RGB uint8 (3, H, W) at their own sizes; given: masks at test size in place of stage one's.
         """
         seen_at = [self._at_size(image, self.size) for image in images]
         return self._evidence(seen_at, [(image.shape[1], image.shape[2]) for image in images], words, given)
+
+    def for_any_ensemble(self) -> Segmenter:
+        """The same flow, whose evidence serves other ensembles too: nothing is left out for one's sake."""
+        return replace(self, skip=replace(self.skip, bounded=False))
 
     def _evidence(
         self,
@@ -106,34 +116,81 @@ class Segmenter:
             proposals = self.proposals.propose(seen_at, words.stage_one or words.text)
         if proposals is not None and self.device is not None:
             proposals = [found.to(self.device) for found in proposals]  # some come from files
-        regions = dense = pixels = None
-        if proposals is not None and self.classifier is not None:
-            regions = self.classifier.classify(seen_at, proposals, words.text)
+        dense = pixels = None
         if self.dense is not None:
             dense = _look(self.dense, seen_at, words.text, proposals)
         if self.pixels is not None:
             pixels = _look(self.pixels, seen_at, words.stage_one or words.text, proposals)
-        return [
+        known = [
             Evidence(
                 size_hw=size_hw,
                 proposals=proposals[i] if proposals is not None else None,
                 stage_one=proposals[i].logits if proposals is not None else None,
-                regions=regions[i] if regions is not None else None,
                 dense=dense[i] if dense is not None else None,
                 pixels=pixels[i] if pixels is not None else None,
             )
             for i, size_hw in enumerate(sizes_hw)
         ]
+        if proposals is None or self.classifier is None:
+            return known
+        regions = self._classify(seen_at, proposals, words, known)
+        return [replace(one, regions=part) for one, part in zip(known, regions, strict=True)]
+
+    def _classify(
+        self, seen_at: Sequence[Tensor], proposals: Sequence[Proposals], words: Words, known: list[Evidence]
+    ) -> list[RegionScores]:
+        assert self.classifier is not None
+        if self.skip.nothing:
+            return self.classifier.classify(seen_at, proposals, words.text)
+        few = (self.skip, self.classifier, seen_at, words.text, known, self.ensemble, words.vocabulary)
+        return classify_few(*few)
 
     def _at_size(self, image: Tensor, size: TestSize) -> Tensor:
         small = size.resize(image)
         return small if self.device is None else small.to(self.device)
 
-    def segment(self, images: Sequence[Tensor], words: Words) -> list[Segmentation]:
-        """RGB uint8 photos (3, H, W) -> label maps at the photos' own sizes."""
+    def segment(
+        self, images: Sequence[Tensor], words: Words, image_ids: Sequence[str] | None = None
+    ) -> list[Segmentation]:
+        """RGB uint8 photos (3, H, W) -> label maps at the photos' own sizes.
+
+        image_ids: their names, for a stage one that keeps masks by name (`stored`); "" where one has none.
+        """
+        kept = [
+            self.stored(image, image_id)
+            for image, image_id in zip(images, image_ids or [""] * len(images), strict=True)
+        ]
         if not self.test_time.plain:
-            return [self.label(image, words, {"": self.ensemble})[""] for image in images]
-        return [self.ensemble.merge(evidence, words.vocabulary) for evidence in self.gather(images, words)]
+            return [
+                self.label(image, words, {"": self.ensemble}, given=given)[""]
+                for image, given in zip(images, kept, strict=True)
+            ]
+        masks = None
+        if kept and all(kept):
+            masks = [given(self.whole(image)) for image, given in zip(images, kept, strict=True) if given]
+        found = self.gather(images, words, masks)
+        return [self.ensemble.merge(evidence, words.vocabulary) for evidence in found]
+
+    def stored(self, image: Tensor, image_id: str) -> Given | None:
+        """The masks that stage one keeps of a photo, by its pixels or name; None where it finds them anew.
+
+        A stage one that keeps masks has `find` and `propose_for` (see proposals/cached.py).
+        """
+        keeper: Any = self.proposals
+        if not image_id or not hasattr(keeper, "find"):
+            return None
+        known = keeper.find(self.size.resize(image), image_id)
+
+        def of(view: View) -> Proposals:
+            whole: Proposals = keeper.propose_for([known], [view.size_hw])[0]
+            return replace(whole, masks=view.look(whole.masks))
+
+        return of
+
+    def whole(self, image: Tensor) -> View:
+        """The plain look at a photo, all of it at test size."""
+        height, width = self.size.resize(image).shape[-2:]
+        return View((height, width), (0, 0, height, width))
 
     @torch.inference_mode()
     def label(
@@ -173,7 +230,9 @@ class Segmenter:
                 group, views = views[:many], views[many:]
                 masks = None if given is None else [given(view) for view in group]
                 seen_at = [view.look(whole) for view in group]
-                found = self._evidence(seen_at, [(height, width)] * len(group), words, masks)
+                found = self.for_any_ensemble()._evidence(
+                    seen_at, [(height, width)] * len(group), words, masks
+                )
                 yield from zip(group, found, strict=True)
 
 

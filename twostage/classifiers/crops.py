@@ -10,15 +10,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from twostage.classifiers._budget import crops_that_fit
+from twostage.classifiers._patience import PatientEncoder
+from twostage.clip.model import ClipModel
+from twostage.clip.towers import is_vit
 from twostage.errors import TwostageError
 from twostage.interfaces import ImageTextModel
-from twostage.ops.crops import Aspect, Canvas, Fill, cut_region, make_canvas, resize_region
-from twostage.ops.masks import binarise, expand_boxes, mask_boxes
+from twostage.ops.crops import Aspect, Canvas, Fill, cut_region, fill_colour, make_canvas, resize_region
+from twostage.ops.masks import binarise, expand_boxes, mask_areas, mask_boxes
+from twostage.ops.memory import activation_bytes
+from twostage.readout.sparse import SpeakingEncoder
 from twostage.types import Proposals, RegionScores, TextBank
 from twostage.vocabulary import nearest
 
@@ -50,7 +57,8 @@ class CropClassifier:
         about its centre; mask_fill: background colour, CLIP's "mean" or "zero" (black); matting: blend by the
         soft mask instead of cutting at the threshold; aspect: "squash" to the square, or "pad" and keep the
         proportions; image_size: edge of the crops in pixels, 0 for CLIP's own (the paper: 224 whatever the
-        model); chunk: crops in one CLIP batch, 0 to choose by device.
+        model); chunk: crops in one CLIP batch, 0 to choose by device; skip_filled: leave patches of nothing
+        but the fill colour out of CLIP's sequence: faster, and not the same (VisionTransformers only).
         """
 
         mode: Literal["paper", "antialias"] = "paper"
@@ -61,6 +69,7 @@ class CropClassifier:
         aspect: Aspect = "squash"
         image_size: int = 0
         chunk: int = 0
+        skip_filled: bool = False
 
         def __post_init__(self) -> None:
             for option, allowed in CHOICES.items():
@@ -79,9 +88,12 @@ class CropClassifier:
                         f"CropClassifier: {option} must not be negative, got {getattr(self, option)}."
                     )
 
-    def __init__(self, config: Config, clip: ImageTextModel) -> None:
+    def __init__(self, config: Config, clip: ImageTextModel, max_memory: int = 0) -> None:
+        """max_memory: bytes that masks, crops and CLIP's activations together may take, 0 for no limit."""
         self.config = config
         self.clip = clip
+        self._max_memory = max_memory
+        self._encode = PatientEncoder(_speaking(config, clip) if config.skip_filled else clip.encode_images)
 
     @torch.no_grad()
     def classify(
@@ -111,7 +123,7 @@ class CropClassifier:
         valid = torch.zeros(sum(counts), dtype=torch.bool, device=device)
         for rows, pixels in self.chunks(images, proposals):
             index = torch.tensor(rows, device=device)
-            features[index] = self.clip.encode_images(pixels).to(device, torch.float32)
+            features[index] = self._encode(pixels).to(device, torch.float32)
             valid[index] = True
         return list(zip(features.split(counts), valid.split(counts), strict=True))
 
@@ -123,7 +135,7 @@ class CropClassifier:
         Yields the rows (positions in the concatenation of all proposals) and their crops (B, 3, S, S),
         normalised; the crops live in one buffer that the next chunk overwrites.
         """
-        buffer, rows = self._buffer(images), list[int]()
+        buffer, rows = self._buffer(images, proposals), list[int]()
         for region in self._regions(images, proposals):
             crop = cut_region(region.canvas, region.alpha, region.box_xyxy)
             antialias = self.config.mode == "antialias"
@@ -135,12 +147,15 @@ class CropClassifier:
         if rows:
             yield rows, buffer[: len(rows)]
 
-    def _buffer(self, images: Sequence[Tensor]) -> Tensor:
+    def _buffer(self, images: Sequence[Tensor], proposals: Sequence[Proposals]) -> Tensor:
         device = images[0].device if images else torch.device("cpu")
         # Four to eight crops keep activations in a processor's cache; accelerators want far more at once.
         size = self.config.chunk or (8 if device.type == "cpu" else 128)
         edge = self.config.image_size
         height, width = (edge, edge) if edge else self.clip.image_size
+        if self._max_memory:
+            crop = 3 * 4 * height * width
+            size = min(size, crops_that_fit(self._max_memory, proposals, crop + self._activations))
         return torch.empty(size, 3, height, width, device=device)
 
     def _regions(self, images: Sequence[Tensor], proposals: Sequence[Proposals]) -> Iterator[_Region]:
@@ -151,10 +166,21 @@ class CropClassifier:
                 boxes = expand_boxes(mask_boxes(binary), self.config.mask_expand_ratio, found.size_hw)
                 alpha = found.masks if self.config.matting else binary
                 canvas = make_canvas(image, self.clip.mean, self.clip.std, self.config.mask_fill)
-                for row, box in enumerate(boxes.tolist()):  # the only wait for the device, once an image
-                    if box[0] >= 0:
-                        yield _Region(offset + row, canvas, alpha[row], box)
+                order = _by_share(binary, boxes) if self.config.skip_filled else torch.arange(len(boxes))
+                places = boxes.tolist()  # the only wait for the device, once an image
+                for row in order.tolist():
+                    if places[row][0] >= 0:
+                        yield _Region(offset + row, canvas, alpha[row], places[row])
             offset += len(found)
+
+    @cached_property
+    def _activations(self) -> int:
+        """Bytes that CLIP has alive at its peak for one crop."""
+        network = getattr(self.clip, "visual", None)
+        if network is None:
+            return 0
+        crop = torch.zeros(1, 3, *self.clip.image_size)
+        return activation_bytes(network, lambda: self.clip.encode_images(crop))
 
     @classmethod
     def tiny(cls) -> CropClassifier:
@@ -162,6 +188,21 @@ class CropClassifier:
         from twostage.classifiers._tiny import TinyImageModel
 
         return cls(cls.Config(chunk=4), TinyImageModel())
+
+
+def _speaking(config: CropClassifier.Config, clip: ImageTextModel) -> SpeakingEncoder:
+    if not isinstance(clip, ClipModel) or not is_vit(clip.visual):
+        raise TwostageError(
+            "CropClassifier: skip_filled leaves tokens out of a VisionTransformer; this CLIP is none. Set "
+            "CLASSIFIER.OPTIONS.SKIP_FILLED false."
+        )
+    return SpeakingEncoder(clip, fill_colour(clip.mean, clip.std, config.mask_fill))
+
+
+def _by_share(binary: Tensor, boxes_xyxy: Tensor) -> Tensor:
+    """(N,) int64: masks that fill like shares of their boxes stand together."""
+    sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=1)
+    return torch.argsort(mask_areas(binary) / sides.prod(dim=1))
 
 
 def _check(images: Sequence[Tensor], proposals: Sequence[Proposals]) -> None:

@@ -66,7 +66,7 @@ def run(options: argparse.Namespace) -> int:
     for stem, photo in track(output_names(photos), description="Segmenting", disable=len(photos) < 2):
         try:
             image = read_image(photo)
-            result = system.segment(image, words.vocabulary)
+            result = system.segment(image, words.vocabulary, photo.stem)
             files = write_segmentation(options.out, stem, image, result, words.vocabulary)
             if len(photos) <= 5:
                 print(f"{photo} -> {files.overlay}")

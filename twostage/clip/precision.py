@@ -27,6 +27,18 @@ def preferred_dtype(device: torch.device | str) -> tuple[torch.dtype, str]:
     return torch.float32, "fp32: the processor has no AMX, and bf16 without it is slower than fp32"
 
 
+def preferred_convolutions(device: torch.device | str) -> tuple[torch.dtype, str]:
+    """The format in which stage one's convolutions run fastest on a device, and the reason in words.
+
+    bfloat16 on GPUs too: trained without half precision, residual networks may leave float16's range.
+    """
+    if torch.device(device).type == "cuda":
+        if torch.cuda.is_bf16_supported(including_emulation=False):
+            return torch.bfloat16, "bf16: the GPU has matrix units for it"
+        return torch.float32, "fp32: the GPU has no matrix units for bf16"
+    return preferred_dtype(device)
+
+
 def has_amx(cpuinfo: str | Path = "/proc/cpuinfo") -> bool:
     """Whether the processor reports bf16 matrix tiles (AMX). False where the system does not tell (not
     Linux)."""

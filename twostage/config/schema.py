@@ -29,6 +29,12 @@ class ModelConfig:
         "start from a backbone's (.pkl); empty starts from scratch",
     )
     device: str = option("auto", "auto takes the GPU when there is one", choices=("auto", "cpu", "cuda"))
+    dtype: str = option(
+        "fp32",
+        "Number format of the convolutions of stage one's trained network where it is asked, not trained; "
+        "auto: bf16 where the device has matrix units for it",
+        choices=("auto", "fp32", "bf16"),
+    )
     mask_former: dict[str, Any] = option({}, "Options of the mask network, by the names of MaskFormerConfig")
     per_pixel: dict[str, Any] = option({}, "Options of the per-pixel network, by the names of PerPixelConfig")
     clsclip: dict[str, Any] = option({}, "Options of ClsCLIP, by the names of ClsClipNetworkConfig")

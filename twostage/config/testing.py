@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from twostage.config.option import option, section
+from twostage.config.skip import SkipConfig
 from twostage.config.test_time import AugConfig, CrfConfig, WindowConfig
 
 
@@ -45,6 +46,14 @@ class TestConfig:
         "for CRF; where many classes on a large photo need more, they are averaged on a coarser grid",
         above=0,
     )
+    memory_gib: float = option(
+        0.0,
+        "Most memory in GiB beside the networks' weights for stage two: masks, crops and CLIP's activations. "
+        "Batches are made smaller to fit; too little for a photo is an error that says how much it takes. "
+        "0: no limit, batches of a size that suits the device",
+        least=0,
+    )
+    skip: SkipConfig = section(SkipConfig)
     aug: AugConfig = section(AugConfig)
     window: WindowConfig = section(WindowConfig)
     crf: CrfConfig = section(CrfConfig)

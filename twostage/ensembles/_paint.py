@@ -30,6 +30,11 @@ class DenseMap:
 
     logits: Tensor
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the map."""
+        return self.logits.shape[1], self.logits.shape[2]
+
 
 @dataclass(frozen=True)
 class PixelRules:
@@ -58,9 +63,9 @@ class Painter:
         self._regions = None if self._silent and dense is not None else regions
         if regions is not None:
             self._of_masks = RowResizer((regions.masks.shape[1], regions.masks.shape[2]), size_hw)
-            self._reach = None if rules.uncovered == "argmax" else _reach(regions)
+            self._reach = None if rules.uncovered == "argmax" else reach(regions)
         if dense is not None:
-            self._of_dense = RowResizer((dense.logits.shape[1], dense.logits.shape[2]), size_hw)
+            self._of_dense = RowResizer(dense.grid, size_hw)
 
     def label(
         self, num_classes: int, keep_scores: bool, keep_confidence: bool = False
@@ -117,7 +122,7 @@ def _shares(class_map: Tensor) -> Tensor:
     return torch.where(total > 0, class_map / total, 1.0 / len(class_map))
 
 
-def _reach(regions: ScoredMasks) -> Tensor:
+def reach(regions: ScoredMasks) -> Tensor:
     """(1, H, W) float32: how strongly the strongest mask that takes part claims each pixel."""
     strongest = torch.zeros(regions.masks.shape[1:], device=regions.masks.device)
     for row in regions.used.nonzero()[:, 0].tolist():

@@ -7,25 +7,19 @@ dense CLIP map joins in two places, as a further opinion on every region and on 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from twostage.ensembles import _presence
+from twostage.ensembles._bounds import PixelBounds, ScoreBounds
+from twostage.ensembles._geometric_options import PARTS, GeometricConfig
 from twostage.ensembles._paint import DenseMap, Painter, PixelRules, ScoredMasks
 from twostage.errors import TwostageError
 from twostage.ops.fusion import class_weights, geometric_mean, pool_logits
 from twostage.types import DenseScores, Evidence, RegionScores, Segmentation
-from twostage.vocabulary import Vocabulary, nearest
-
-PARTS = ("stage_one", "regions", "dense")
-CHOICES = {
-    "empty": ("paper", "drop"),
-    "uncovered": ("argmax", "dense", "void"),
-    "prune": ("", *_presence.SOURCES),
-}
+from twostage.vocabulary import Vocabulary
 
 
 class GeometricEnsemble:
@@ -38,69 +32,9 @@ class GeometricEnsemble:
     weighs = PARTS
     """The parts of the evidence that it understands."""
 
-    @dataclass(frozen=True)
-    class Config:
-        """use: the parts to weigh, "stage_one", "regions", "dense"; "all" takes whatever is there; weight:
-        exponent of CLIP's region scores on unseen classes (the paper's w); 0 or less leaves CLIP alone;
-        seen_weight: the same on seen classes, None for 1 - weight; empty: "paper" gives an empty mask the
-        CLIP score 1 for every class, and class 0 to a picture without evidence; "drop" leaves empty masks
-        out, and such a picture is void; dense_weight, dense_seen_weight: share in [0, 1] of the dense map,
-        pooled under each mask, in CLIP's region scores (None: as for unseen classes); dense_pixel_weight: its
-        share in every pixel's class probabilities afterwards; dense_temperature: divides the dense logits
-        before their softmax (above 1 softens); presence: share in [0, 1] of CLIP's logits of the image as a
-        whole in its logits of every region and every place of the dense map (CASS's gamma, there .1 to .4);
-        prune: drops classes that are not in the picture, by their probability in the "image" as a whole, or
-        their largest in the "dense" map or the "regions", empty for none; prune_above: keeps those above it;
-        prune_top: and of these the likeliest so many, 0 for all; prune_sure: all are kept where none is above
-        this, or none passes; uncovered: what a pixel gets that no mask claims, "argmax" of
-        the faint rest (paper), "dense" or "void"; coverage: a mask claims the pixels where it is above this;
-        scores: return the class map at output size too (K x H x W float32); confidence: return the share of
-        each pixel's label in that map (H x W float32).
-        """
+    Config = GeometricConfig
 
-        use: tuple[str, ...] = ("all",)
-        weight: float = 0.8
-        seen_weight: float | None = None
-        empty: Literal["paper", "drop"] = "paper"
-        dense_weight: float = 0.5
-        dense_seen_weight: float | None = None
-        dense_pixel_weight: float = 0.0
-        dense_temperature: float = 1.0
-        presence: float = 0.0
-        prune: Literal["", "image", "dense", "regions"] = ""
-        prune_above: float = 0.0
-        prune_top: int = 0
-        prune_sure: float = 0.0
-        uncovered: Literal["argmax", "dense", "void"] = "argmax"
-        coverage: float = 0.5
-        scores: bool = False
-        confidence: bool = False
-
-        def __post_init__(self) -> None:
-            for part in self.use:
-                if part not in (*PARTS, "all"):
-                    raise TwostageError(
-                        f"GeometricEnsemble: unknown part {part!r} in use.{nearest(part, PARTS)}"
-                    )
-            for option, allowed in CHOICES.items():
-                value = getattr(self, option)
-                if value not in allowed:
-                    raise TwostageError(
-                        f"GeometricEnsemble: unknown {option} {value!r}.{nearest(str(value), allowed)}"
-                    )
-            for option in ("seen_weight", "dense_weight", "dense_seen_weight", "dense_pixel_weight"):
-                value = getattr(self, option)
-                if value is not None and not 0 <= value <= 1:
-                    raise TwostageError(f"GeometricEnsemble: {option} must lie in [0, 1], got {value}.")
-            if self.weight > 1:
-                raise TwostageError(f"GeometricEnsemble: weight must be at most 1, got {self.weight}.")
-            if self.dense_temperature <= 0:
-                raise TwostageError(
-                    f"GeometricEnsemble: dense_temperature must be above 0, got {self.dense_temperature}."
-                )
-            _presence.check_options(self)
-
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: GeometricConfig) -> None:
         self.config = config
 
     @torch.no_grad()
@@ -127,20 +61,17 @@ class GeometricEnsemble:
     def _label(self, evidence: Evidence, parts: tuple[str, ...], vocabulary: Vocabulary) -> Segmentation:
         config = self.config
         regions = self._regions(evidence, parts, vocabulary)
-        dense = None
-        if "dense" in parts and evidence.dense is not None:
-            dense = DenseMap(self._dense_logits(evidence, evidence.dense))
+        dense = self._dense_map(evidence, parts)
         if config.uncovered == "dense" and dense is None:
             raise TwostageError(
                 'GeometricEnsemble: uncovered = "dense" needs a dense map, but there is none; '
                 'configure a dense head, or choose "argmax" or "void".'
             )
-        rules = PixelRules(
-            config.dense_pixel_weight, config.uncovered, config.coverage, config.empty == "drop"
-        )
-        painter = Painter(rules, regions, dense, evidence.size_hw)
+        painter = Painter(self._rules, regions, dense, evidence.size_hw)
         labels, scores, confidence = painter.label(len(vocabulary), config.scores, config.confidence)
         info = {"parts": parts, "proposals": len(evidence.proposals or ())}
+        if evidence.regions is not None and evidence.regions.looked is not None:
+            info["looked"] = int(evidence.regions.looked.sum())
         return Segmentation(labels, scores, confidence, info)
 
     def parts(self, evidence: Evidence) -> tuple[str, ...]:
@@ -162,12 +93,15 @@ class GeometricEnsemble:
         None where no part speaks of regions. Rows that take no part are zero.
         """
         clip = self._clip_probs(evidence, parts, vocabulary)
-        trained = (
-            evidence.stage_one.probs() if "stage_one" in parts and evidence.stage_one is not None else None
-        )
+        trained = _trained(evidence, parts)
         if clip is None:
             return None if trained is None else (trained, torch.ones_like(trained[:, 0], dtype=torch.bool))
-        probs, valid = clip
+        return self._merged(trained, clip[0], clip[1], vocabulary)
+
+    def _merged(
+        self, trained: Tensor | None, probs: Tensor, valid: Tensor, vocabulary: Vocabulary
+    ) -> tuple[Tensor, Tensor]:
+        """trained, probs: (N, K), of stage one and of CLIP; monotone in both."""
         if trained is None or self.config.weight <= 0:
             return probs * valid[:, None], valid
         seen_weight = 1 - self.config.weight if self.config.seen_weight is None else self.config.seen_weight
@@ -179,16 +113,61 @@ class GeometricEnsemble:
             return merged * valid[:, None], valid
         return merged, torch.ones_like(valid)
 
+    def pixel_bounds(self, evidence: Evidence, vocabulary: Vocabulary) -> PixelBounds:
+        """What can be said of every pixel's label before the classifier has looked at all masks.
+
+        evidence: everything but `regions`.
+
+        Raises:
+            TwostageError: the labels depend on all masks together, or not on the classifier at all.
+        """
+        if self.config.prune == "regions":
+            raise TwostageError(
+                'GeometricEnsemble: prune "regions" asks every mask which classes there are, so none can be '
+                'left out. Set ENSEMBLE.OPTIONS.PRUNE "dense" or "image", or TEST.SKIP.BOUNDED false.'
+            )
+        found = evidence.proposals
+        if found is None or not {"all", "regions"} & set(self.config.use):
+            raise TwostageError("GeometricEnsemble: no label depends on CLIP's look at the masks.")
+        kept = self.kept(evidence)
+        if kept is not None:
+            evidence, vocabulary = evidence.of_classes(kept), vocabulary.subset(kept.tolist())
+        blank = RegionScores(
+            found.masks.new_zeros(len(found), len(vocabulary), dtype=torch.float32),
+            torch.ones(len(found), dtype=torch.bool, device=found.masks.device),
+        )
+        parts = self.parts(replace(evidence, regions=blank))
+        pooled = self._pooled(evidence) if "dense" in parts and self.config.dense_weight > 0 else None
+        trained = _trained(evidence, parts)
+
+        def score(regions: RegionScores, looked: Tensor) -> ScoreBounds:
+            said = regions if kept is None else regions.of_classes(kept)
+            clip = self._clip_probs(replace(evidence, regions=said), parts, vocabulary, pooled)
+            assert clip is not None  # it looked at the regions
+            probs, valid = clip
+            seen = looked.to(probs.device)[:, None]
+            low, _ = self._merged(trained, torch.where(seen, probs, 0.0), valid, vocabulary)
+            high, _ = self._merged(trained, torch.where(seen, probs, 1.0), valid, vocabulary)
+            return ScoreBounds(low.to(found.masks.device), (high - low).to(found.masks.device))
+
+        regions = ScoredMasks(blank.logits, found.masks, blank.valid)
+        return PixelBounds(self._rules, regions, score, self._dense_map(evidence, parts), evidence.size_hw)
+
     def _clip_probs(
-        self, evidence: Evidence, parts: tuple[str, ...], vocabulary: Vocabulary
+        self,
+        evidence: Evidence,
+        parts: tuple[str, ...],
+        vocabulary: Vocabulary,
+        pooled: RegionScores | None = None,
     ) -> tuple[Tensor, Tensor] | None:
         """CLIP's opinion of the regions, crops and pooled dense map together: (N, K) probabilities and (N,)
-        valid.
+        valid. pooled: the dense map under the masks, where that is known.
         """
         crops = evidence.regions if "regions" in parts else None
         if crops is not None:
             crops = _presence.region_presence(crops, evidence, self.config.presence)
-        pooled = self._pooled(evidence) if "dense" in parts and self.config.dense_weight > 0 else None
+        if pooled is None and "dense" in parts and self.config.dense_weight > 0:
+            pooled = self._pooled(evidence)
         if crops is None or pooled is None:
             found = pooled if crops is None else crops
             return None if found is None else (found.probs(), found.valid)
@@ -210,6 +189,18 @@ class GeometricEnsemble:
         told = _presence.dense_presence(dense, evidence, self.config.presence)
         return told / self.config.dense_temperature
 
+    def _dense_map(self, evidence: Evidence, parts: tuple[str, ...]) -> DenseMap | None:
+        if "dense" not in parts or evidence.dense is None:
+            return None
+        return DenseMap(self._dense_logits(evidence, evidence.dense))
+
+    @property
+    def _rules(self) -> PixelRules:
+        config = self.config
+        return PixelRules(
+            config.dense_pixel_weight, config.uncovered, config.coverage, config.empty == "drop"
+        )
+
     def _regions(
         self, evidence: Evidence, parts: tuple[str, ...], vocabulary: Vocabulary
     ) -> ScoredMasks | None:
@@ -225,6 +216,13 @@ class GeometricEnsemble:
     def tiny(cls) -> GeometricEnsemble:
         """The ensemble as it is; it costs nothing."""
         return cls(cls.Config())
+
+
+def _trained(evidence: Evidence, parts: tuple[str, ...]) -> Tensor | None:
+    """(N, K) stage one's probabilities, None where they take no part."""
+    if "stage_one" not in parts or evidence.stage_one is None:
+        return None
+    return evidence.stage_one.probs()
 
 
 def _check(evidence: Evidence, parts: tuple[str, ...], num_classes: int) -> None:

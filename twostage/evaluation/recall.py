@@ -102,6 +102,29 @@ def oracle_labels(
     return labels
 
 
+def best_ious(
+    proposals: Proposals, gt_labels: Tensor, num_classes: int, threshold: float = 0.5
+) -> tuple[Tensor, Tensor]:
+    """The M classes present, int64, and the IoU of the best proposal with the region of each, float64.
+
+    gt_labels: (H, W), -1 ignored, of any size; the masks are resized to it. Ignored pixels count for nobody.
+
+    Raises:
+        LabelError: labels that do not fit.
+    """
+    gt_labels = _fitting(proposals, gt_labels, num_classes)
+    classes = classes_in(gt_labels)
+    truth = _truth_of_classes(gt_labels, classes, ignored_count=False)
+    return classes, _best(proposals, truth, len(classes), _size(gt_labels), threshold)
+
+
+def _best(found: Proposals, truth: TruthOf, count: int, size_hw: tuple[int, int], threshold: float) -> Tensor:
+    """(count,) float64: the largest IoU of any proposal with each of `count` true masks."""
+    if count == 0 or len(found) == 0:
+        return torch.zeros(count, dtype=torch.float64, device=found.masks.device)
+    return mask_iou(found, truth, size_hw, threshold).amax(dim=0)
+
+
 @dataclass(frozen=True)
 class Recall:
     """Over a set of true masks, in percent, None when there are none.
@@ -126,9 +149,8 @@ class ProposalRecall:
     def __init__(self, num_classes: int, threshold: float = 0.5) -> None:
         self.num_classes = num_classes
         self.threshold = threshold
-        self.sums: NDArray[np.float64] = np.zeros(
-            (num_classes, 4)
-        )  # masks, hits at .5, hits at .75, sum of best IoU
+        # Masks, hits at .5, hits at .75, sum of best IoU.
+        self.sums: NDArray[np.float64] = np.zeros((num_classes, 4))
 
     def update(
         self,
@@ -145,19 +167,16 @@ class ProposalRecall:
         Raises:
             LabelError: sizes or labels that do not fit.
         """
-        gt_labels = _fitting(proposals, gt_labels, self.num_classes)
         if instances is None:
-            classes = classes_in(gt_labels)
-            truth = _truth_of_classes(gt_labels, classes, ignored_count=False)
+            classes, best = best_ious(proposals, gt_labels, self.num_classes, self.threshold)
         else:
+            gt_labels = _fitting(proposals, gt_labels, self.num_classes)
             classes, truth = self._instances(gt_labels, instances, instance_classes)
+            best = _best(proposals, truth, len(classes), _size(gt_labels), self.threshold)
         if len(classes) == 0:
             return
-        iou = mask_iou(proposals, truth, _size(gt_labels), self.threshold)
-        best = iou.amax(dim=0) if len(proposals) else iou.new_zeros(len(classes))
-        rows = torch.stack(
-            [torch.ones_like(best), (best >= 0.5).double(), (best >= 0.75).double(), best], dim=1
-        )
+        hits = [(best >= least).double() for least in (0.5, 0.75)]
+        rows = torch.stack([torch.ones_like(best), *hits, best], dim=1)
         np.add.at(self.sums, classes.cpu().numpy(), rows.cpu().numpy())
 
     def _instances(

@@ -52,6 +52,25 @@ def recall_table(recalls: Mapping[str, Recall]) -> str:
     return _aligned(lines)
 
 
+def proposal_table(rows: Sequence[Row], recall: bool) -> str:
+    """One line a photo: how many masks, how large (percent of the photo), how much they cover and overlap.
+
+    rows: as runs.proposal_report.Report.row gives them; recall: whether to add what they find of the truth.
+    """
+    areas, thresholds = ("min", "median", "max"), ("50", "75", "90")
+    head = ["photo", "masks", *(f"area % {name}" for name in areas), "covered %", "overlap"]
+    lines = [[*head, *((*(f"R@.{name}" for name in thresholds), "best IoU") if recall else ())]]
+    for row in rows:
+        cells = [str(row["name"]), f"{round(row['masks'], 1):g}"]
+        cells += [_number(row["area_percent"][name], 2) for name in areas]
+        cells += [_number(row["covered_percent"]), _number(row["overlap"], 2)]
+        if recall:
+            cells += [_number(row["recall_percent"][name]) for name in thresholds]
+            cells.append(_number(row["mean_best_iou_percent"]))
+        lines.append(cells)
+    return _aligned(lines)
+
+
 def write_results(path: str | Path, rows: Sequence[Row], provenance: Mapping[str, Any], **extra: Any) -> Path:
     """Write results.json: {"systems": rows, "provenance": ..., **extra}; whole or not at all.
 
@@ -92,8 +111,9 @@ def _plain(value: Any, where: str) -> Any:
     )
 
 
-def _number(value: Any) -> str:
-    return "-" if value is None or (isinstance(value, float) and math.isnan(value)) else f"{value:.1f}"
+def _number(value: Any, decimals: int = 1) -> str:
+    nothing = value is None or (isinstance(value, float) and math.isnan(value))
+    return "-" if nothing else f"{value:.{decimals}f}"
 
 
 def _aligned(lines: Sequence[Sequence[str]], text_columns: int = 1) -> str:

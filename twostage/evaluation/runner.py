@@ -19,7 +19,7 @@ from twostage.evaluation.metrics import Metrics, compute
 from twostage.evaluation.recall import ProposalRecall, Recall, oracle_labels
 from twostage.interfaces import Ensemble
 from twostage.progress import Progress
-from twostage.segmenter import Segmenter, Words
+from twostage.segmenter import Given, Segmenter, Words
 from twostage.types import Evidence, Proposals, Segmentation
 from twostage.views import View
 
@@ -96,14 +96,10 @@ def _one(
         raise TwostageError(
             f"{sample.source or sample.image_id} has no ground truth, so it cannot be evaluated."
         )
-    cut = getattr(segmenter.proposals, "propose_from_labels", None)  # stage one may be the truth itself
-    given = (
-        None
-        if cut is None
-        else [cut(labels_at(sample.labels, segmenter.size.resize(sample.image).shape[-2:]))]
-    )
-    evidence = segmenter.gather([sample.image], words, given)[0]
-    shown = _with_all_views(segmenter, sample, words, systems, evidence)
+    given = _given(segmenter, sample)
+    masks = None if given is None else [given(segmenter.whole(sample.image))]
+    evidence = segmenter.gather([sample.image], words, masks)[0]
+    shown = _with_all_views(segmenter, sample, words, systems, evidence, given)
     for name, ensemble in systems.items():
         if name == ORACLE_CLASSES:
             shown[name] = _oracle_classes(evidence, sample.labels, len(words.vocabulary))
@@ -123,7 +119,12 @@ def _one(
 
 
 def _with_all_views(
-    segmenter: Segmenter, sample: Sample, words: Words, systems: Mapping[str, Ensemble], known: Evidence
+    segmenter: Segmenter,
+    sample: Sample,
+    words: Words,
+    systems: Mapping[str, Ensemble],
+    known: Evidence,
+    given: Given | None,
 ) -> dict[str, Segmentation]:
     """What the systems make of all views, where there is more than one or a random field.
 
@@ -132,15 +133,21 @@ def _with_all_views(
     asked = {name: one for name, one in systems.items() if name not in (ORACLE_CLASSES, ORACLE_MASKS)}
     if segmenter.test_time.plain or not asked:
         return {}
-    cut = getattr(segmenter.proposals, "propose_from_labels", None)
+    return segmenter.label(sample.image, words, asked, known, given)
 
-    def given(view: View) -> Proposals:
-        assert cut is not None
-        assert sample.labels is not None
-        found: Proposals = cut(view.look(labels_at(sample.labels, view.size_hw)))
+
+def _given(segmenter: Segmenter, sample: Sample) -> Given | None:
+    """The masks of a stage one that does not look at the photo: the truth itself, or stored ones."""
+    cut = getattr(segmenter.proposals, "propose_from_labels", None)
+    labels = sample.labels
+    if cut is None or labels is None:
+        return segmenter.stored(sample.image, sample.image_id)
+
+    def of(view: View) -> Proposals:
+        found: Proposals = cut(view.look(labels_at(labels, view.size_hw)))
         return found
 
-    return segmenter.label(sample.image, words, asked, known, None if cut is None else given)
+    return of
 
 
 def true_masks(labels: Tensor, size_hw: Iterable[int]) -> Proposals:

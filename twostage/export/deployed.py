@@ -68,7 +68,8 @@ class Deployed(Builder):
                     f"CLASSIFIER.OPTIONS.IMAGE_SIZE: {self.folder} takes crops of {tower.image_size} pixels, "
                     f"got {config.image_size}. Leave the option as it was, or export again with it."
                 )
-            return CropClassifier(config, OnnxImageTower(self._open(CLIP_IMAGE), tower))
+            limit = int(self.config.test.memory_gib * 2**30)
+            return CropClassifier(config, OnnxImageTower(self._open(CLIP_IMAGE), tower), limit)
         return super().component(kind, slot)
 
     def _open(self, name: str) -> Session:
@@ -127,6 +128,8 @@ def open_folder(
     manifest = read_manifest(folder)
     asked = parse_config(manifest.config, str(folder / MANIFEST), overrides)
     config = in_fp32(exportable(asked)[0])
+    if asked.classifier.options.get("skip_filled"):
+        raise ExportError("CLASSIFIER.OPTIONS.SKIP_FILLED: the exported tower sees every patch; use --model.")
     for slot in ("dense", "pixels"):
         if getattr(asked, slot).name:
             raise ExportError(f"{slot.upper()}.NAME: a folder holds stage one and crops only; use --model.")

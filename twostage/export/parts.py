@@ -36,6 +36,8 @@ def exportable(config: Config) -> tuple[Config, list[str]]:
         notes.append(
             f"PROPOSALS.NAME {config.proposals.name} is not exported: it runs as it is, with its own weights."
         )
+    if config.classifier.options.get("skip_filled"):
+        notes.append("CLASSIFIER.OPTIONS.SKIP_FILLED is off: the exported image tower sees every patch.")
     for slot in ("dense", "pixels"):
         name = getattr(config, slot).name
         if name:
@@ -43,12 +45,13 @@ def exportable(config: Config) -> tuple[Config, list[str]]:
                 f"{slot.upper()}.NAME {name} is left out, so labels differ from those of the whole system: "
                 "an export covers stage one and crops."
             )
-    return _without_dense(config), notes
+    return _reduced(config), notes
 
 
-def _without_dense(config: Config) -> Config:
-    """The same without dense heads, and without what the ensemble does with them."""
+def _reduced(config: Config) -> Config:
+    """The same without dense heads, what the ensemble does with them, and tokens left out of CLIP."""
     ensemble, nothing = config.ensemble, SlotConfig(name="")
+    crops = {name: value for name, value in config.classifier.options.items() if name != "skip_filled"}
     options = dict(ensemble.options)
     if options.get("uncovered") == "dense":
         options["uncovered"] = "argmax"
@@ -57,6 +60,7 @@ def _without_dense(config: Config) -> Config:
         options["use"] = kept or ["all"]
     return dataclasses.replace(
         config,
+        classifier=dataclasses.replace(config.classifier, options=crops),
         dense=nothing,
         pixels=nothing,
         ensemble=dataclasses.replace(ensemble, options=options),
@@ -65,5 +69,9 @@ def _without_dense(config: Config) -> Config:
 
 
 def in_fp32(config: Config) -> Config:
-    """The same with CLIP in single precision, which is what the files hold."""
-    return dataclasses.replace(config, clip=dataclasses.replace(config.clip, dtype="fp32"))
+    """The same in single precision, which is what the files hold."""
+    return dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, dtype="fp32"),
+        clip=dataclasses.replace(config.clip, dtype="fp32"),
+    )

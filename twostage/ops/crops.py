@@ -35,9 +35,17 @@ def make_canvas(image_rgb: Tensor, mean: Sequence[float], std: Sequence[float], 
     """image_rgb: (3, H, W) uint8; mean, std: of colours in [0, 1]; fill: "mean" colour or "zero" (black)."""
     shift = torch.tensor(mean, dtype=torch.float32, device=image_rgb.device).view(3, 1, 1)
     scale = torch.tensor(std, dtype=torch.float32, device=image_rgb.device).view(3, 1, 1)
-    if fill == "zero":
-        return Canvas(image_rgb / (255.0 * scale), -shift / scale)
+    colour = fill_colour(mean, std, fill)
+    if colour is not None:
+        return Canvas(image_rgb / (255.0 * scale), colour.to(image_rgb.device))
     return Canvas((image_rgb - 255.0 * shift).div_(255.0 * scale), None)
+
+
+def fill_colour(mean: Sequence[float], std: Sequence[float], fill: Fill) -> Tensor | None:
+    """(3, 1, 1) float32, the normalised fill colour; None where it is exactly 0."""
+    if fill == "mean":
+        return None
+    return (-torch.tensor(mean, dtype=torch.float32) / torch.tensor(std, dtype=torch.float32)).view(3, 1, 1)
 
 
 def cut_region(canvas: Canvas, alpha: Tensor, box_xyxy: Sequence[int]) -> Tensor:

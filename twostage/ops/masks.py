@@ -1,7 +1,7 @@
 """What a stack of masks says about itself: boxes, areas, and the way from stride-4 logits to full-size
 probabilities.
 
-All N masks are handled at once; nothing here loops over masks or waits for the device once per mask.
+Nothing here loops over single masks or waits for the device once per mask.
 """
 
 from __future__ import annotations
@@ -9,6 +9,9 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+MASKS_AT_ONCE = 8
+"""Masks that are enlarged together."""
 
 
 def binarise(masks: Tensor, threshold: float) -> Tensor:
@@ -71,9 +74,13 @@ def upsample_mask_logits(logits: Tensor, padded_hw: tuple[int, int], size_hw: tu
     without its right and bottom padding. Returns (N, H, W) float32 in [0, 1]: bilinear (align_corners False),
     cut, *then* sigmoid (MaskFormer, Cheng et al. 2021).
     """
-    full = F.interpolate(logits[None].float(), padded_hw, mode="bilinear", align_corners=False)[0]
     height, width = size_hw
-    return full[:, :height, :width].contiguous().sigmoid_()
+    masks = torch.empty(len(logits), height, width, device=logits.device)
+    # A few at a time: all of them at the padded size would take as much memory again.
+    for few, out in zip(logits.split(MASKS_AT_ONCE), masks.split(MASKS_AT_ONCE), strict=True):
+        full = F.interpolate(few[None].float(), padded_hw, mode="bilinear", align_corners=False)[0]
+        torch.sigmoid(full[:, :height, :width], out=out)
+    return masks
 
 
 def mean_on_grid(masks: Tensor, grid_hw: tuple[int, int]) -> Tensor:

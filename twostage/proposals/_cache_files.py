@@ -104,51 +104,51 @@ def to_coco(image_id: str, proposals: Proposals, image_digest: str = "") -> list
     ]
 
 
-def from_coco(entries: Sequence[dict[str, Any]], size_hw: tuple[int, int], source: str = "") -> Proposals:
-    """One image's entries -> bool masks of their stored size; size_hw is used where there is no mask to tell.
+def read_json(path: str | Path) -> Any:
+    """What a JSON file holds.
 
     Raises:
-        RLEError: a broken encoding. CacheError: masks of different sizes.
-    """
-    kept = [entry for entry in entries if entry["segmentation"] is not None]
-    masks = [rle.decode(entry["segmentation"]) for entry in kept]
-    if len({mask.shape for mask in masks}) > 1:
-        raise CacheError(
-            f"Masks of image {kept[0]['image_id']!r} have different sizes: "
-            f"{sorted({tuple(m.shape) for m in masks})}."
-        )
-    stacked = torch.stack(masks) if masks else torch.zeros((0, *size_hw), dtype=torch.bool)
-    scores = torch.tensor([float(entry.get("score", 1.0)) for entry in kept], dtype=torch.float32)
-    return Proposals(stacked, scores, source=source)
-
-
-def read_coco_json(path: str | Path) -> dict[str, list[dict[str, Any]]]:
-    """image id (as text) -> its entries, in the file's order.
-
-    Raises:
-        CacheError: missing, not JSON (with the line), or not a list of entries with image_id and
-        segmentation.
+        CacheError: missing, unreadable, or not JSON (with the line).
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise CacheError(f"{path}: there is no such file. Write it with tools/cache_proposals.py.") from error
     except json.JSONDecodeError as error:
         raise CacheError(
             f"{path}: line {error.lineno}, column {error.colno}: not JSON ({error.msg})."
         ) from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeDecodeError, RecursionError) as error:
         raise CacheError(f"{path}: cannot be read ({error}).") from error
+
+
+def coco_entries(path: str | Path, content: Any) -> list[dict[str, Any]]:
+    """The entries of a result list, or the annotations of an export.
+
+    Raises:
+        CacheError: neither, or entries without image_id and segmentation.
+    """
     if isinstance(content, dict) and isinstance(content.get("annotations"), list):
         content = content["annotations"]
     if not isinstance(content, list):
-        raise CacheError(f"{path}: expected a list of entries with image_id, segmentation and score.")
-    found: dict[str, list[dict[str, Any]]] = {}
+        raise CacheError(
+            f"{path}: expected a list of entries with image_id, segmentation and score, an export with "
+            "images and annotations, or one of Label Studio."
+        )
     for place, entry in enumerate(content):
         if not isinstance(entry, dict) or not {"image_id", "segmentation"} <= entry.keys():
             raise CacheError(f"{path}: entry {place} lacks image_id or segmentation.")
-        if isinstance(entry["segmentation"], list):
-            raise CacheError(f"{path}: entry {place} is a polygon; only run-length encoded masks are read.")
+    return content
+
+
+def read_coco_json(path: str | Path) -> dict[str, list[dict[str, Any]]]:
+    """Of a result list: image id (as text) -> its entries, in the file's order.
+
+    Raises:
+        CacheError: as read_json and coco_entries.
+    """
+    found: dict[str, list[dict[str, Any]]] = {}
+    for entry in coco_entries(path, read_json(path)):
         found.setdefault(str(entry["image_id"]), []).append(entry)
     return found
 

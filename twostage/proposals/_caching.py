@@ -135,19 +135,19 @@ class CocoWriter:
             raise CacheError(f"{self._path}: the coco format needs a file that ends in .json.")
         self._part = self._path.with_name(self._path.name + ".part")
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = self._finished() + self._unfinished()
-        self.done = {str(line[0]["image_id"]) for line in self._lines}
+        self._lines = {str(line[0]["image_id"]): line for line in self._finished() + self._unfinished()}
+        self.done = set(self._lines)
 
     def add(self, image_id: str, proposals: Proposals, image_digest: str = "") -> None:
-        """Append one image; it survives an interruption from here on."""
+        """Append one image, in place of one of the same id; it survives an interruption from here on."""
         line = files.to_coco(image_id, proposals, image_digest)
         with self._part.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps(line) + "\n")
-        self._lines.append(line)
+        self._lines[image_id] = line
 
     def finish(self) -> None:
         """Write the whole list in one step and drop the part."""
-        files.write_coco_json(self._path, [entry for line in self._lines for entry in line])
+        files.write_coco_json(self._path, [entry for line in self._lines.values() for entry in line])
         self._part.unlink(missing_ok=True)
 
     def _finished(self) -> list[list[dict[str, Any]]]:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from twostage.maskformer.config import MaskFormerConfig, MaskFormerError
 from twostage.maskformer.network import MaskFormer
-from twostage.ops.masks import upsample_mask_logits
+from twostage.ops.masks import MASKS_AT_ONCE, upsample_mask_logits
 from twostage.ops.modes import evaluating
 from twostage.types import Proposals, RegionScores, TextBank
 
@@ -115,5 +115,10 @@ def to_proposals(seen: Queries, size_hw: tuple[int, int], min_score: float = 0.0
 
 def mean_inside(masks: Tensor) -> Tensor:
     """(Q, H, W) -> (Q,): mean probability over the pixels above one half; 0 where there are none."""
+    means = [_mean_inside(few) for few in masks.split(MASKS_AT_ONCE)]
+    return torch.cat(means) if means else masks.new_zeros(0)
+
+
+def _mean_inside(masks: Tensor) -> Tensor:
     inside = masks > 0.5
     return (masks * inside).sum(dim=(1, 2)) / inside.sum(dim=(1, 2)).clamp(min=1)

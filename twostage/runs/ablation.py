@@ -188,7 +188,7 @@ def _segmenter(
 
     @cache
     def make() -> tuple[Segmenter, Words]:
-        return builder.segmenter(), builder.words(dataset.vocabulary)
+        return builder.segmenter().for_any_ensemble(), builder.words(dataset.vocabulary)
 
     config = rows[0].config
     plain = at_test_time(config).plain and not config.pixels.name and config.proposals.name != "oracle"

@@ -70,7 +70,9 @@ def calibrate(config: Config, photos: int = 32, dataset: str = "") -> Calibratio
     _require(config, name, photos)
     builder = Builder(config)
     data = catalog.get(name, config.datasets.root)
-    regions, pooled, seen = gather(builder.segmenter(), data, builder.words(data.vocabulary), photos)
+    regions, pooled, seen = gather(
+        builder.segmenter().for_any_ensemble(), data, builder.words(data.vocabulary), photos
+    )
     found = match(regions, pooled, seen, name)
     logger.info("%s", found.report())
     return found

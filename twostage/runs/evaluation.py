@@ -83,6 +83,8 @@ def comparison(
         )
     segmenter = builder.segmenter()
     compared = systems(segmenter, config.test.systems)
+    if list(compared) != [ENSEMBLE]:
+        segmenter = segmenter.for_any_ensemble()
     expected.parse(config.test.expected_results, names, list(compared))
     return segmenter, compared
 

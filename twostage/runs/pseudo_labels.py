@@ -91,7 +91,7 @@ class _Labeller:
     def label(self, sample: Sample) -> Tensor:
         """(H, W) int32. Ground truth that is not to be kept is gone before the labels are made."""
         known = None if sample.labels is None else known_labels(sample.labels, self.kept)
-        found = self.segmenter.segment([sample.image], self.words)[0]
+        found = self.segmenter.segment([sample.image], self.words, [sample.image_id])[0]
         if found.scores is None:
             raise TwostageError(
                 "ENSEMBLE: pseudo labels are made from class maps, but this ensemble returns none "

@@ -18,13 +18,15 @@ class RegionScores:
 
     logits: (N, K) float32; valid: (N,) bool, False where the mask was empty (the row is kept, its
     numbers mean nothing); no_object: (N,) float32 logit of "none of these", or None; image: (K,) float32, the
-    same classifier's logits of the whole image, or None where it does not look at that.
+    same classifier's logits of the whole image, or None where it does not look at that; looked: (N,) bool,
+    the masks that it was really shown, None for all of them.
     """
 
     logits: Tensor
     valid: Tensor
     no_object: Tensor | None = None
     image: Tensor | None = None
+    looked: Tensor | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -40,6 +42,10 @@ class RegionScores:
                 self.no_object.shape == (count,),
                 f"RegionScores.no_object: expected ({count},), got {tuple(self.no_object.shape)}",
             )
+        require(
+            self.looked is None or self.looked.shape == (count,),
+            f"RegionScores.looked: expected ({count},)",
+        )
         require_image("RegionScores", self.image, self.logits.shape[1])
 
     def __len__(self) -> int:
@@ -48,7 +54,9 @@ class RegionScores:
     def __getitem__(self, index: Tensor | slice | Sequence[int]) -> RegionScores:
         index = row_index(index)
         no_object = None if self.no_object is None else self.no_object[index]
-        return replace(self, logits=self.logits[index], valid=self.valid[index], no_object=no_object)
+        looked = None if self.looked is None else self.looked[index]
+        valid = self.valid[index]
+        return replace(self, logits=self.logits[index], valid=valid, no_object=no_object, looked=looked)
 
     def of_classes(self, positions: Tensor) -> RegionScores:
         """The opinion of these classes alone; positions: (M,) int64 in the vocabulary."""
@@ -71,6 +79,7 @@ class RegionScores:
             self.valid.to(device),
             None if self.no_object is None else self.no_object.to(device),
             None if self.image is None else self.image.to(device),
+            None if self.looked is None else self.looked.to(device),
         )
 
 

@@ -1,0 +1,164 @@
+"""Crops in the memory that there is: budgets, batches that do not fit, patches that are left out."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+import torch
+from torch import Tensor
+
+from twostage.classifiers._patience import PatientEncoder
+from twostage.classifiers._tiny import TinyImageModel
+from twostage.classifiers.crops import CropClassifier
+from twostage.clip.model import ClipModel
+from twostage.errors import TwostageError
+from twostage.ops.memory import LIVE, activation_bytes, is_out_of_memory
+from twostage.types import Proposals
+
+Config = CropClassifier.Config
+MIB = 2**20
+
+
+class Narrow(TinyImageModel):
+    """Takes at most so many crops at once, and remembers the batches that went through."""
+
+    def __init__(self, most: int, error: BaseException) -> None:
+        super().__init__()
+        self.most, self.error, self.batches = most, error, list[int]()
+
+    def encode_images(self, pixels: Tensor) -> Tensor:
+        if len(pixels) > self.most:
+            raise self.error
+        self.batches.append(len(pixels))
+        return super().encode_images(pixels)
+
+
+def photo_and_masks(count: int = 20) -> tuple[Tensor, Proposals]:
+    draw = torch.Generator().manual_seed(0)
+    image = torch.randint(0, 256, (3, 40, 50), dtype=torch.uint8, generator=draw)
+    masks = torch.zeros(count, 40, 50, dtype=torch.bool)
+    for row in range(count):
+        masks[row, row : row + 15, row : row + 10 + row] = True
+    return image, Proposals(masks, torch.ones(count))
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory."),
+        RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: not enough memory"),
+        MemoryError(),
+    ],
+    ids=["gpu", "cpu", "python"],
+)
+def test_a_batch_that_does_not_fit_is_halved_and_said(
+    error: BaseException, caplog: pytest.LogCaptureFixture
+) -> None:
+    image, found = photo_and_masks()
+    wide, narrow = CropClassifier(Config(chunk=8), TinyImageModel()), Narrow(3, error)
+    with caplog.at_level(logging.WARNING):
+        [(features, valid)] = CropClassifier(Config(chunk=8), narrow).features([image], [found])
+    assert torch.allclose(features, wide.features([image], [found])[0][0], atol=1e-6)
+    assert bool(valid.all())
+    assert narrow.batches == [2] * 10  # 8, 4 and then 2 from there on: not tried again with every chunk
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "Out of memory with 8 crops in one batch: going on with 4.",
+        "Out of memory with 4 crops in one batch: going on with 2.",
+    ]
+
+
+def test_no_room_for_one_crop_says_what_to_do() -> None:
+    image, found = photo_and_masks(3)
+    broken = CropClassifier(Config(chunk=8), Narrow(0, torch.OutOfMemoryError("out of memory")))
+    with pytest.raises(TwostageError, match=r"single crop.*CLIP.DTYPE"):
+        broken.features([image], [found])
+
+
+def test_other_errors_go_through() -> None:
+    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    image, found = photo_and_masks(3)
+    with pytest.raises(RuntimeError, match="shape"):
+        CropClassifier(Config(), Narrow(0, RuntimeError("shape mismatch"))).features([image], [found])
+
+
+def test_nothing_in_nothing_out() -> None:
+    encode = PatientEncoder(lambda crops: crops.flatten(1))
+    assert encode(torch.ones(3, 2, 2)).shape == (3, 4)
+
+
+@pytest.fixture(scope="module")
+def clip() -> ClipModel:
+    return ClipModel.load("twostage-mini-vit", "random", seed=0)
+
+
+def test_a_budget_makes_batches_smaller_and_says_the_least(clip: ClipModel) -> None:
+    image, found = photo_and_masks()
+    height, width = clip.image_size
+    run = lambda: clip.encode_images(torch.zeros(1, 3, height, width))
+    each = 12 * height * width + activation_bytes(clip.visual, run)
+    fixed = found.masks.numel() + 40 * 50 * (20 + 24)
+    roomy = CropClassifier(Config(), clip).features([image], [found])[0][0]
+    tight = CropClassifier(Config(), clip, max_memory=fixed + 3 * each + 5)
+    sizes = [len(rows) for rows, _ in tight.chunks([image], [found])]
+    assert sizes == [3] * 6 + [2]
+    assert torch.allclose(tight.features([image], [found])[0][0], roomy, atol=1e-5)
+    least = -(-(fixed + each) // MIB)
+    with pytest.raises(TwostageError, match=rf"needs at least {least} MiB.*TEST.MEMORY_GIB"):
+        CropClassifier(Config(), clip, max_memory=fixed + each - 1).features([image], [found])
+
+
+def test_the_widest_layer_is_found() -> None:
+    network = torch.nn.Sequential(torch.nn.Linear(4, 100), torch.nn.ReLU(), torch.nn.Linear(100, 3))
+    assert activation_bytes(network, lambda: network(torch.zeros(1, 4))) == LIVE * 400
+    assert not network[0]._forward_hooks
+
+
+def test_skipping_filled_patches_is_for_transformers_only() -> None:
+    with pytest.raises(TwostageError, match="SKIP_FILLED false"):
+        CropClassifier(Config(skip_filled=True), TinyImageModel())
+
+
+def test_filled_patches_are_left_out_whatever_shares_a_batch(clip: ClipModel) -> None:
+    """A mask that fills its box is seen as without the option; features do not depend on the company."""
+    image, found = photo_and_masks(6)
+    ragged = found.masks.clone()
+    ragged[:, ::2] &= torch.arange(50) % 17 < 5
+    both = Proposals(torch.cat([found.masks, ragged]), torch.ones(12))
+    skipping = CropClassifier(Config(skip_filled=True, chunk=12), clip)
+    [(together, valid)] = skipping.features([image], [both])
+    assert bool(valid.all())
+    whole = CropClassifier(Config(), clip).features([image], [found])[0][0]
+    assert torch.allclose(together[:6], whole, atol=1e-5)
+
+
+@pytest.mark.parametrize("fill", ["mean", "zero"])
+def test_a_crop_with_a_filled_half_keeps_the_other(clip: ClipModel, fill: str) -> None:
+    from twostage.ops.crops import cut_region, fill_colour, make_canvas
+    from twostage.readout import vit
+    from twostage.readout.sparse import SpeakingEncoder, speaking_patches
+
+    edge = clip.image_size[0]
+    tall, wide = clip.visual.patch_size
+    image = torch.randint(
+        1, 256, (3, edge, edge), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    mask = torch.zeros(edge, edge, dtype=torch.bool)
+    mask[:, : edge // 2] = True
+    canvas = make_canvas(image, clip.mean, clip.std, fill)
+    crop = cut_region(canvas, mask, [0, 0, edge, edge])[None]
+    colour = fill_colour(clip.mean, clip.std, fill)
+    speaking = speaking_patches(crop, colour, (tall, wide))
+    columns = torch.arange(edge // wide) * wide < edge // 2
+    assert torch.equal(speaking[0].view(-1, edge // wide), columns.expand(edge // tall, -1))
+    # Independent: all tokens are computed, the filled ones are hidden from every other by an attention mask.
+    tokens, _ = vit.embed(clip.visual, crop)
+    seen = torch.cat([torch.ones(1, dtype=torch.bool), speaking[0]])
+    for block in vit.blocks(clip.visual):
+        q, k, v = vit.project(block, tokens)
+        mixed = torch.nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen[None, None, None])
+        tokens = tokens + block.ls_1(vit.merge_heads(block, mixed))
+        tokens = tokens + block.ls_2(vit.feed_forward(block, block.ln_2(tokens)))
+    wanted = torch.nn.functional.normalize(vit.readout(clip.visual, tokens)[:, 0], dim=-1)
+    assert torch.allclose(SpeakingEncoder(clip, colour)(crop), wanted, atol=1e-5)
