@@ -27,6 +27,7 @@ from twostage.export.networks import by_class
 from twostage.export.parts import exportable
 from twostage.export.words import StoredWords, read_words, write_words
 from twostage.maskformer import backbone, resnet
+from twostage.maskformer.lean import make_lean
 from twostage.maskformer.network import MaskFormer
 from twostage.predict import System
 from twostage.proposals.maskformer import MaskFormerProposals
@@ -372,13 +373,13 @@ def test_segment_runs_the_folder(
 @pytest.mark.parametrize("stem", [resnet.BasicStem, resnet.DeepStem])
 @pytest.mark.parametrize("masked", [False, True])
 def test_residual_backbones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stem: Any, masked: bool) -> None:
-    """r50 and r101c in short, with either memory."""
+    """r50 and r101c in short, norms folded as in a trained network, with either memory."""
     from twostage.export.check import compare_stage_one
     from twostage.export.graphs import write_stage_one
 
     monkeypatch.setitem(backbone.VARIANTS, "r50", resnet.Variant((1, 1, 1, 2), stem, (1, 2)))
     memory = "multi" if masked else "res5"
-    net = network(backbone="r50", memory=memory, masked_attention=masked, pooled_class=masked)
+    net = make_lean(network(backbone="r50", memory=memory, masked_attention=masked, pooled_class=masked))
     graph = stage_one_graph(net, names_masks=True)
     assert write_stage_one(graph, tmp_path / STAGE_ONE, None) >= 18
     empty = Manifest("", 18, (), None, None, None, {}, {}, {})
