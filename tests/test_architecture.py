@@ -61,6 +61,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "predict",
         "zoo",
         "integrations",
+        "export",
     ),
     "programs": ("cli",),
 }
@@ -104,6 +105,8 @@ ONLY_DOOR = {
     "yaml": ("config/",),
     "tensorboard": ("engine/",),
     "argparse": ("cli/",),
+    "onnx": ("export/runtime.py",),
+    "onnxruntime": ("export/runtime.py",),
 }
 """Package -> the only places (a file, or a folder with a slash) that may import it."""
 

@@ -268,11 +268,14 @@ class Builder:
         What counts as seen for the ensemble is what MODEL.WEIGHTS was trained on, matched by name and
         synonyms; the vocabulary's own flags with TEST.SEEN dataset, or where the checkpoint does not say.
         """
-        names = self._learned() if self.config.test.seen == "checkpoint" else ()
-        if names:
-            vocabulary = vocabulary.with_seen(names, same_words.forms)
+        vocabulary = self.flagged(vocabulary)
         stage_one = self.stage_one_text(vocabulary) if self.texts.prompts.separate else None
         return Words(vocabulary, self.text(vocabulary), stage_one)
+
+    def flagged(self, vocabulary: Vocabulary) -> Vocabulary:
+        """The same classes with the seen flags that `words` speaks of."""
+        names = self._learned() if self.config.test.seen == "checkpoint" else ()
+        return vocabulary.with_seen(names, same_words.forms) if names else vocabulary
 
     def _learned(self) -> tuple[str, ...]:
         """The class names that the trained network in use has learned; none where there is none."""

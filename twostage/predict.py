@@ -31,9 +31,10 @@ class System:
     result.labels            # (H, W) int32, index into the classes, -1 where nothing speaks
     """
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, builder: Builder | None = None) -> None:
+        """builder: makes the parts, where they are not the configuration's own."""
         self.config = config
-        self._builder = Builder(config)
+        self._builder = Builder(config) if builder is None else builder
         self._segmenter = _confident(self._builder.segmenter())
         self._words: dict[Vocabulary, Words] = {}
 

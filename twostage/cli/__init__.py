@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from twostage import __version__
-from twostage.cli import ablation, bench, data, dense, listings, proposals, segment
+from twostage.cli import ablation, bench, data, dense, export, listings, proposals, segment
 from twostage.errors import TwostageError
 
 
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("--version", action="version", version=f"twostage {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    for module in (segment, proposals, dense, ablation, bench, data, listings):
+    for module in (segment, proposals, dense, ablation, bench, data, export, listings):
         module.add_commands(commands)
     options = parser.parse_args(arguments)
     logging.basicConfig(level=logging.WARNING, format="%(levelname)s: %(message)s")

@@ -34,6 +34,12 @@ def add_commands(commands: Any) -> None:
     parser.add_argument(
         "--set", nargs="+", default=[], metavar="KEY=VALUE", help="options of the configuration"
     )
+    parser.add_argument(
+        "--onnx", type=Path, metavar="FOLDER", help="run what `twostage export` wrote, in place of --model"
+    )
+    parser.add_argument(
+        "--threads", type=int, default=0, help="of onnxruntime, with --onnx (default: torch's)"
+    )
     parser.set_defaults(run=run)
 
 
@@ -45,11 +51,16 @@ def run(options: argparse.Namespace) -> int:
     from twostage.visualize import write_segmentation
 
     photos = find_photos(options.photos, options.out)
-    config_path(options.model)  # a misspelt system is said before its words are asked for
-    classes = own_words(options.model) if options.classes is None else as_vocabulary(options.classes)
-    system = load(options.model, options.set)
-    if options.model in zoo.names():
-        print(zoo.describe(options.model))
+    if options.onnx is not None:
+        from twostage.export.deployed import open_folder
+
+        system, classes = open_folder(options.onnx, options.classes, options.set, options.threads)
+    else:
+        config_path(options.model)  # a misspelt system is said before its words are asked for
+        classes = own_words(options.model) if options.classes is None else as_vocabulary(options.classes)
+        system = load(options.model, options.set)
+        if options.model in zoo.names():
+            print(zoo.describe(options.model))
     words = system.words(classes)
     failed: list[str] = []
     for stem, photo in track(output_names(photos), description="Segmenting", disable=len(photos) < 2):

@@ -29,12 +29,14 @@ def load_config(path: str | Path | None = None, overrides: Sequence[str] = ()) -
     return _merge([*layers, (WHERE, parse_overrides(overrides))])
 
 
-def parse_config(text: str, where: str = "configuration") -> Config:
-    """A Config from the text that dump_config wrote, as found in `config.yaml` or a checkpoint."""
+def parse_config(text: str, where: str = "configuration", overrides: Sequence[str] = ()) -> Config:
+    """A Config from the text that dump_config wrote, as found in `config.yaml` or a checkpoint; then the
+    overrides.
+    """
     content = parse_yaml(text, where) or {}
     if not isinstance(content, dict):
         raise ConfigError(f"{where}: expected sections such as `SOLVER:`, got {type(content).__name__}.")
-    return _merge([(where, content)])
+    return _merge([(where, content), (WHERE, parse_overrides(overrides))])
 
 
 def dump_config(config: Config, comments: bool = False) -> str:

@@ -88,7 +88,10 @@ class MaskFormer(nn.Module):
 
     def forward(self, images: Tensor | Sequence[Tensor], last_only: bool = False) -> MaskFormerOutput:
         """images: as for `prepare`; last_only: masks of the last decoder layer alone (L = 1)."""
-        pixels = self.prepare(images)
+        return self.look(self.prepare(images), last_only)
+
+    def look(self, pixels: Tensor, last_only: bool = False) -> MaskFormerOutput:
+        """pixels: (B, 3, H', W'), what `prepare` gives; last_only: as for `forward`."""
         levels = self.backbone(pixels)
         mask_features, pyramid = self.pixel_decoder(levels)
         queries = self._decode(levels, pyramid, mask_features)

@@ -70,26 +70,47 @@ class MaskFormerProposals:
 
     def _one(self, image: Tensor, text: TextBank | None) -> Proposals:
         output = self.network(image[None], last_only=True)
-        if not torch.isfinite(output.mask_logits).all():
-            raise MaskFormerError(
-                "MaskFormer: the masks hold NaN or infinite numbers. The weights are damaged or come from a "
-                "training that diverged: use an earlier checkpoint."
-            )
-        masks = upsample_mask_logits(
-            output.mask_logits[-1, 0], output.padded_hw, (image.shape[1], image.shape[2])
-        )
-        embeddings = output.embeddings[-1, 0]
-        logits = None
+        embeddings, raw = output.embeddings[-1, 0], None
         if self.names_masks and (text is not None or self.network.config.class_head == "linear"):
             raw = self.network.class_logits(embeddings, None if text is None else text.to(embeddings.device))
-            valid = torch.ones(len(raw), dtype=torch.bool, device=raw.device)
-            logits = RegionScores(raw[:, :-1], valid, no_object=raw[:, -1])
-            scores = logits.probs().amax(dim=1)
-        else:
-            scores = mean_inside(masks)
-        unit = functional.normalize(embeddings.float(), dim=-1)
-        found = Proposals(masks, scores, unit, logits, source="maskformer")
-        return found if self.config.min_score <= 0 else found[scores >= self.config.min_score]
+        seen = Queries(output.mask_logits[-1, 0], embeddings, raw, output.padded_hw)
+        return to_proposals(seen, (image.shape[1], image.shape[2]), self.config.min_score)
+
+
+@dataclass(frozen=True)
+class Queries:
+    """What the network says of one image: mask_logits (Q, h, w) of an input of padded_hw pixels, embeddings
+    (Q, D), class_logits (Q, K + 1) with "no object" last, or None where no class was asked for.
+    """
+
+    mask_logits: Tensor
+    embeddings: Tensor
+    class_logits: Tensor | None
+    padded_hw: tuple[int, int]
+
+
+def to_proposals(seen: Queries, size_hw: tuple[int, int], min_score: float = 0.0) -> Proposals:
+    """One proposal a query, of size_hw pixels, those that score lower than min_score dropped.
+
+    Raises:
+        MaskFormerError: the masks are not finite.
+    """
+    if not torch.isfinite(seen.mask_logits).all():
+        raise MaskFormerError(
+            "MaskFormer: the masks hold NaN or infinite numbers. The weights are damaged or come from a "
+            "training that diverged: use an earlier checkpoint."
+        )
+    masks = upsample_mask_logits(seen.mask_logits, seen.padded_hw, size_hw)
+    raw, logits = seen.class_logits, None
+    if raw is not None:
+        valid = torch.ones(len(raw), dtype=torch.bool, device=raw.device)
+        logits = RegionScores(raw[:, :-1], valid, no_object=raw[:, -1])
+        scores = logits.probs().amax(dim=1)
+    else:
+        scores = mean_inside(masks)
+    unit = functional.normalize(seen.embeddings.float(), dim=-1)
+    found = Proposals(masks, scores, unit, logits, source="maskformer")
+    return found if min_score <= 0 else found[scores >= min_score]
 
 
 def mean_inside(masks: Tensor) -> Tensor:
