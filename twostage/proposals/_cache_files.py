@@ -48,6 +48,8 @@ def write_npz(path: str | Path, proposals: Proposals, image_digest: str = "") ->
         content["packed"] = np.packbits(masks.flatten(1).numpy(), axis=1)
     else:
         content["soft"] = (masks.float() * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    if proposals.sources is not None:
+        content["sources"] = np.asarray(proposals.sources, dtype=np.str_)
     if proposals.embeddings is not None:
         content["embeddings"] = proposals.embeddings.detach().cpu().float().numpy()
     with replacing(path) as stream:
@@ -71,7 +73,8 @@ def read_npz(path: str | Path) -> Proposals:
             else:
                 masks = torch.from_numpy(stored["soft"]).float() / 255
             embeddings = torch.from_numpy(stored["embeddings"]) if "embeddings" in stored else None
-            return Proposals(masks, scores, embeddings, source=str(stored["source"]))
+            sources = tuple(str(one) for one in stored["sources"]) if "sources" in stored else None
+            return Proposals(masks, scores, embeddings, source=str(stored["source"]), sources=sources)
     except FileNotFoundError as error:
         raise CacheError(f"{path}: no proposals are stored here.") from error
     except (OSError, KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
