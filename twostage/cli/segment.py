@@ -31,7 +31,7 @@ def add_commands(commands: Any) -> None:
     add("--list", metavar="FILE", help="text file with a photo or folder a line; - is the standard input")
     add("--video", metavar="FILE", help="a video instead of photos; NAME_000012.json is of its frame 12")
     add("--every", type=int, metavar="N", help="every n-th frame of the video (default: 1)")
-    add("--film", action="store_true", help="join the overlays of a video to NAME_overlay.mp4 too")
+    add("--film", action="store_true", help="join the labelled frames to NAME_overlay.mp4 too")
     add(
         "--classes",
         help='words, as in "cat, sofa|couch, other", or a .txt file with one class a line; '
@@ -125,9 +125,15 @@ def _segment_video(options: argparse.Namespace, classes: Any, finished: Any) -> 
     for line in finished.told(len(wanted)) if wanted else ():
         print(line)
     status = _tell(options.out, outcome, len(wanted) - finished.done)
+    if wanted and video.frames is not None and video.frames < video.told:
+        print(
+            f"{video.path}: {video.frames} frames of the {video.told} that it tells of could be read.",
+            file=sys.stderr,
+        )
     if options.film and wanted:
-        overlays = [options.out / f"{shot.name}_overlay.png" for shot in wanted]
-        print(write_film(options.out / f"{video.path.stem}_overlay.mp4", overlays, video.fps / every))
+        with closing(Video(options.video)) as again:
+            film = options.out / f"{again.path.stem}_overlay.mp4"
+            print(write_film(film, job.frames(again, wanted), again.fps / every))
     return status
 
 

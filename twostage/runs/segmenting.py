@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 from torch import Tensor
 
+from twostage.data.image_io import read_label_png
 from twostage.data.photo_list import Shot, write_list
+from twostage.data.video import Video
 from twostage.runs.finished import Finished
 from twostage.runs.photo_stream import Facts, Outcome, Stream
-from twostage.types import Segmentation
+from twostage.types import VOID, Segmentation
 from twostage.visualize import write_segmentation
+from twostage.visualize.film import film_picture
+from twostage.visualize.overlay import Picture
 from twostage.vocabulary import Vocabulary
 
 FAILED = "failed.txt"
@@ -68,6 +73,14 @@ class Job:
         finally:
             self._note(outcome)
         return outcome
+
+    def frames(self, video: Video, shots: Iterable[Shot]) -> Iterator[Picture]:
+        """The labelled ones among these frames as pictures for `write_film`, read from their label maps."""
+        position = np.full(1 << 16, VOID, np.int32)
+        position[list(self.vocabulary.label_ids)] = np.arange(len(self.vocabulary))
+        for shot in shots:
+            if (path := self.out / f"{shot.name}_labels.png").is_file():
+                yield film_picture(video.read(shot), position[read_label_png(path)], self.vocabulary)
 
     def _note(self, outcome: Outcome) -> None:
         path = self.out / FAILED
