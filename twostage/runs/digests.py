@@ -16,6 +16,7 @@ from twostage.vocabulary import Vocabulary
 def measured_config(config: Config) -> Config:
     """The part of a configuration that numbers depend on: no output folder, nothing of a training."""
     fresh = Config()
+    kept = {name: getattr(fresh.test, name) for name in ("resume", "save_seconds")}
     return dataclasses.replace(
         config,
         output_dir=fresh.output_dir,
@@ -26,7 +27,9 @@ def measured_config(config: Config) -> Config:
         prompts=fresh.prompts,
         self_training=fresh.self_training,
         model=dataclasses.replace(config.model, losses={}),
-        test=dataclasses.replace(config.test, systems=[], overlays=0, expected_results=[], eval_period=0),
+        test=dataclasses.replace(
+            config.test, systems=[], overlays=0, expected_results=[], eval_period=0, **kept
+        ),
     )
 
 
