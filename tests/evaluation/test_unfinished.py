@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import torch
+from tiny_parts import Colours, Strips, bank
 
+from twostage.data.shapes.dataset import ShapesDataset
+from twostage.engine import distributed
+from twostage.ensembles.geometric import GeometricEnsemble
+from twostage.evaluation.runner import evaluate
 from twostage.evaluation.tally import Tally, Unfinished
+from twostage.segmenter import Segmenter, Words
+from twostage.views import TestSize
 
 
 def counted(seed: int, names: tuple[str, ...] = ("a", "b"), classes: int = 5) -> Tally:
@@ -91,3 +102,53 @@ def test_merging_adds_everything(tmp_path: Path) -> None:
         assert np.array_equal(matrix.counts, one.confusions[name].counts + other.confusions[name].counts)
     assert np.array_equal(total.recall.sums, one.recall.sums + other.recall.sums)
     assert (total.done, len(total.failed), total.seconds) == (14, 4, 1.5)
+
+
+class Killed(BaseException):
+    """What no handler sees coming."""
+
+
+PLAIN = GeometricEnsemble(GeometricEnsemble.Config(use=("regions",)))
+TINY = Segmenter(PLAIN, Strips(Strips.Config()), Colours(Colours.Config()), size=TestSize(0))
+
+
+def numbers(folder: str, name: str, number: int = 0) -> dict[str, Any]:
+    """What two processes count; the one of each that looks at `number` photos is killed then."""
+    dataset = ShapesDataset("val", length=6)
+    path = Path(folder, f"{name}_{distributed.rank()}_of_{distributed.world_size()}.npz")
+    words, seen = Words(dataset.vocabulary, bank(20)), []
+
+    class Mortal(GeometricEnsemble):
+        def merge(self, evidence: Any, vocabulary: Any) -> Any:
+            seen.append(1)
+            if len(seen) == number:
+                raise Killed
+            return super().merge(evidence, vocabulary)
+
+    outcome = evaluate(
+        TINY, dataset, words, {"mine": Mortal(PLAIN.config)}, unfinished=Unfinished(path, {}, seconds=0)
+    )
+    recall = {group: dataclasses.asdict(one) for group, one in outcome.recall.items()}
+    rows = outcome.metrics["mine"].as_dict()
+    return {"rows": rows, "recall": recall, "images": outcome.images, "seen": len(seen)}
+
+
+def share(folder: str) -> int:
+    """One of two processes that die at different photos."""
+    torch.set_num_threads(1)
+    whole = numbers(folder, "whole")
+    try:
+        numbers(folder, "cut", number=2 + distributed.rank())
+    except Killed:
+        distributed.barrier()
+    Path(folder, f"{distributed.rank()}.json").write_text(json.dumps([whole, numbers(folder, "cut")]))
+    return 0
+
+
+def test_every_process_goes_on_with_its_own_counts(tmp_path: Path) -> None:
+    url = f"tcp://127.0.0.1:{distributed._free_port()}"
+    assert distributed._spawn(2, (share, 2, 2, 0, url, (str(tmp_path),))) == 0
+    for rank in range(2):
+        whole, again = json.loads((tmp_path / f"{rank}.json").read_text())
+        assert (whole.pop("seen"), again.pop("seen")) == (3, 2 - rank)
+        assert again == whole

@@ -23,14 +23,14 @@ class TestConfig:
     max_images: int = option(0, "Stop after this many photos of each set; 0 takes all", least=0)
     on_error: str = option(
         "stop",
-        "What a photo does that cannot be read or looked at: end the evaluation, or be left out, which the "
-        "results say",
+        "At a photo that cannot be read or looked at: stop ends the evaluation, skip leaves the photo out, "
+        "which the results say",
         choices=("stop", "skip"),
     )
     resume: bool = option(
         False, "Go on with the counts of an evaluation of the same things that was stopped in OUTPUT_DIR"
     )
-    save_seconds: float = option(60.0, "Time between two savings of these counts", least=0)
+    save_seconds: float = option(60.0, "Seconds between two savings of these counts", least=0)
     seen: str = option(
         "checkpoint",
         "Who says which classes the ensemble treats as seen: the names a checkpoint was trained on, or the "
