@@ -67,7 +67,7 @@ def config(folder: Path, run: str, *overrides: str) -> Config:
     (folder / "own.yaml").write_text(SYSTEM)
     return load_config(
         folder / "own.yaml",
-        [f"OUTPUT_DIR={folder / run}", "TEST.SAVE_SECONDS=0", "TEST.OVERLAYS=3", *overrides],
+        [f"OUTPUT_DIR={folder / run}", "TEST.SAVE_SECONDS=0", "TEST.OVERLAYS=0", *overrides],
     )
 
 
@@ -108,9 +108,9 @@ def test_killed_and_resumed(
     tmp_path: Path, scenes: Callable[..., Scenes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scenes("few")
-    words = ["DATASETS.TEST=[few]", SYSTEMS]
+    words = ["DATASETS.TEST=[few]", SYSTEMS, "TEST.OVERLAYS=3"]
     build.evaluate(config(tmp_path, "whole", *words))
-    for photo in (1, 4):
+    for photo in (1, 3):
         with monkeypatch.context() as patch:
             at_photo(patch, photo, kill)
             with pytest.raises(Killed):

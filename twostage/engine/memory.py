@@ -1,8 +1,10 @@
-"""Telling errors that mean "too little memory" from all others: the work after them may go on."""
+"""Errors after which the next photo may go on: its file is bad, or the memory was too small for it."""
 
 from __future__ import annotations
 
 import torch
+
+from twostage.errors import TwostageError
 
 _SAID = ("out of memory", "not enough memory", "can't allocate memory")
 
@@ -12,6 +14,13 @@ def out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
         return True
     return isinstance(error, RuntimeError) and any(said in str(error).lower() for said in _SAID)
+
+
+def of_one_photo(error: BaseException) -> bool:
+    """Whether an error speaks of the photo at hand, so that others may be better, and not of a mistake in the
+    program.
+    """
+    return isinstance(error, TwostageError | OSError) or out_of_memory(error)
 
 
 def release_cached() -> None:

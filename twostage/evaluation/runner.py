@@ -15,7 +15,7 @@ from torch import Tensor
 from twostage.data.prefetch import read_ahead
 from twostage.data.sample import Sample, SegmentationDataset
 from twostage.engine import distributed
-from twostage.engine.memory import out_of_memory
+from twostage.engine.memory import of_one_photo
 from twostage.engine.signals import StopSignals, TrainingInterrupted
 from twostage.errors import TwostageError
 from twostage.evaluation.metrics import Metrics, compute
@@ -94,7 +94,7 @@ def evaluate(
             sample = reading.result()
             shown = _one(segmenter, sample, words, systems, photo)
         except Exception as error:
-            if not skip_broken or not _is_a_photos_own(error):
+            if not skip_broken or not of_one_photo(error):
                 raise
             logger.warning("Left out: %s", error)
             tally.leave_out(str(error))
@@ -156,10 +156,6 @@ def _outcome(
     recall = merged.recall.summary(judged) if segmenter.proposals is not None else {}
     failed = tuple(merged.failed)
     return Outcome(metrics, recall, total - len(failed), merged.seconds + seconds, failed)
-
-
-def _is_a_photos_own(error: Exception) -> bool:
-    return isinstance(error, TwostageError | OSError) or out_of_memory(error)
 
 
 def _one(

@@ -18,9 +18,8 @@ from torch import Tensor
 from twostage.data.photo_list import Shot
 from twostage.data.prefetch import read_ahead
 from twostage.data.video import EndOfVideo
-from twostage.engine.memory import out_of_memory, release_cached
+from twostage.engine.memory import of_one_photo, out_of_memory, release_cached
 from twostage.engine.signals import StopSignals
-from twostage.errors import TwostageError
 from twostage.types import Segmentation
 
 Facts = dict[str, Any]
@@ -118,11 +117,9 @@ class Stream:
 
 def _reason(error: Exception) -> str:
     """Why a photo failed; an error that is no photo's own is raised."""
-    if isinstance(error, TwostageError | OSError):
-        return str(error)
-    if out_of_memory(error):
-        return ADVICE
-    raise error
+    if not of_one_photo(error):
+        raise error
+    return ADVICE if out_of_memory(error) else str(error)
 
 
 def _ended(reading: Future[Any]) -> bool:
