@@ -20,7 +20,6 @@ from PIL import Image
 from tiny_parts import write_photo, write_system
 
 from twostage.cli import main
-from twostage.cli import segment as command
 from twostage.data.atomic import sweep
 from twostage.predict import System
 
@@ -48,10 +47,10 @@ def contents(out: Path) -> dict[str, tuple[bytes, int]]:
 
 
 def forbid_loading(monkeypatch: pytest.MonkeyPatch) -> None:
-    def loaded(options: Any) -> Any:
+    def loaded(*given: Any, **more: Any) -> None:
         raise AssertionError("nothing is left to label")
 
-    monkeypatch.setattr(command, "_system", loaded)
+    monkeypatch.setattr(System, "__init__", loaded)
 
 
 def test_what_is_done_is_left_alone(

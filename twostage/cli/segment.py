@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,6 @@ def run(options: argparse.Namespace) -> int:
     128 + the number of the signal that stopped it.
     """
     from twostage.data.atomic import sweep
-    from twostage.predict import as_vocabulary, config_path
     from twostage.runs.finished import Finished
 
     _check(options)
@@ -57,30 +57,39 @@ def run(options: argparse.Namespace) -> int:
         photos = find_photos(
             [*options.photos, *(read_list(options.list) if options.list else [])], options.out
         )
-    config_path(options.model)  # a misspelt system is said before its words are asked for
-    classes = own_words(options.model) if options.classes is None else as_vocabulary(options.classes)
-    finished = Finished(options.out, _made_by(options, classes), options.again)
+    chosen = _chosen(options)
+    finished = Finished(options.out, chosen.made_by, options.again)
     sweep(options.out)
     if options.video:
-        return _segment_video(options, classes, finished)
-    return _segment_photos(options, photos, classes, finished)
+        return _segment_video(options, chosen, finished)
+    return _segment_photos(options, photos, chosen, finished)
 
 
-def _system(options: argparse.Namespace) -> Any:
-    """What labels the photos: `words(classes)` encodes them, `segment(image, vocabulary)` labels one."""
-    from twostage.predict import load
+@dataclass(frozen=True)
+class Chosen:
+    """classes: the words; load: what labels photos, made when it is needed; made_by: digests of what labels
+    depend on beside the photo, by the name that a message gives it; about: a line on the system, or "".
+    """
 
-    return load(options.model, options.set)
+    classes: Any
+    load: Callable[[], Any]
+    made_by: dict[str, str]
+    about: str = ""
 
 
-def _made_by(options: argparse.Namespace, classes: Any) -> dict[str, str]:
-    """Digests of what labels depend on beside the photo, by the name that a message gives it."""
+def _chosen(options: argparse.Namespace) -> Chosen:
+    """The one place where options become a system."""
+    from twostage import zoo
     from twostage.config import load_config
-    from twostage.predict import config_path
+    from twostage.predict import System, as_vocabulary, config_path
     from twostage.runs.digests import classes_digest, config_digest, measured_config
 
-    config = load_config(config_path(options.model), options.set)
-    return {"classes": classes_digest(classes), "options": config_digest(measured_config(config))}
+    path = config_path(options.model)  # a misspelt system is said before its words are asked for
+    classes = own_words(options.model) if options.classes is None else as_vocabulary(options.classes)
+    config = load_config(path, options.set)
+    made_by = {"classes": classes_digest(classes), "options": config_digest(measured_config(config))}
+    about = zoo.describe(options.model) if options.model in zoo.names() else ""
+    return Chosen(classes, lambda: System(config), made_by, about)
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -95,7 +104,7 @@ def _check(options: argparse.Namespace) -> None:
         options.misused(f"--every: expected 1 or more, got {options.every}")
 
 
-def _segment_photos(options: argparse.Namespace, photos: list[Path], classes: Any, finished: Any) -> int:
+def _segment_photos(options: argparse.Namespace, photos: list[Path], chosen: Chosen, finished: Any) -> int:
     from twostage.data.image_io import read_image
 
     todo = list(finished.pending(shots_of(photos)))
@@ -103,19 +112,19 @@ def _segment_photos(options: argparse.Namespace, photos: list[Path], classes: An
         print(line)
     if not todo:
         return 0
-    job = _job(options, classes, finished)
+    job = _job(options, chosen, finished)
     with _shown(len(todo)) as seen:
         outcome = job.run(todo, lambda shot: read_image(shot.path), seen)
     return _tell(options.out, outcome, len(todo))
 
 
-def _segment_video(options: argparse.Namespace, classes: Any, finished: Any) -> int:
+def _segment_video(options: argparse.Namespace, chosen: Chosen, finished: Any) -> int:
     from twostage.data.video import Video
     from twostage.visualize.film import write_film
 
     every = options.every or 1
     with closing(Video(options.video)) as video:
-        job = _job(options, classes, finished)
+        job = _job(options, chosen, finished)
         with _shown(-(-video.told // every)) as seen:
             todo = finished.pending(video.shots(every))
             outcome = job.run(todo, video.read, seen, threads=1)  # frames come in order
@@ -137,15 +146,14 @@ def _segment_video(options: argparse.Namespace, classes: Any, finished: Any) -> 
     return status
 
 
-def _job(options: argparse.Namespace, classes: Any, finished: Any) -> Any:
+def _job(options: argparse.Namespace, chosen: Chosen, finished: Any) -> Any:
     """The loaded system with its words."""
-    from twostage import zoo
     from twostage.runs.segmenting import Job
 
-    system = _system(options)
-    if options.model in zoo.names():
-        print(zoo.describe(options.model))
-    return Job(options.out, system, system.words(classes).vocabulary, finished)
+    system = chosen.load()
+    if chosen.about:
+        print(chosen.about)
+    return Job(options.out, system, system.words(chosen.classes).vocabulary, finished)
 
 
 @contextmanager

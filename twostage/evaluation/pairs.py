@@ -106,6 +106,18 @@ def evaluate_pairs(
             spoken = time.monotonic()
             left = (len(mine) - done) * (spoken - started) / done
             logger.info("%s: %d of %d photos, %.0f s left", dataset.name, done, len(mine), left)
+    seconds = time.monotonic() - started
+    return _outcome(dataset, split, counts, failed, total, seconds)
+
+
+def _outcome(
+    dataset: SegmentationDataset,
+    split: Split,
+    counts: dict[str, PairCounts],
+    failed: list[str],
+    total: int,
+    seconds: float,
+) -> PairOutcome:
     (merged, failed), *others = distributed.all_gather_object((counts, failed))
     for other, more in others:
         _add(merged, other)
@@ -116,7 +128,6 @@ def evaluate_pairs(
         )
     first = next(iter(merged.values()))
     metrics = {name: compute_pairs(own, dataset.vocabulary, split) for name, own in merged.items()}
-    seconds = time.monotonic() - started
     return PairOutcome(metrics, total - len(failed), int(first.pairs.sum()), seconds, tuple(failed))
 
 

@@ -7,6 +7,8 @@ from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -81,28 +83,12 @@ def evaluate(
     if total == 0:
         raise TwostageError(f"{dataset.name} has no photos to evaluate.")
     mine = range(distributed.rank(), total, distributed.world_size())
-    tally = Tally.of(systems, len(words.vocabulary))
-    if unfinished is not None:
-        tally = unfinished.taken_up(tally)
+    fresh = Tally.of(systems, len(words.vocabulary))
+    tally = fresh if unfinished is None else unfinished.taken_up(fresh)
     left = mine[tally.done :]
     progress = Progress(logger, dataset.name, len(left), seconds=progress_seconds)
 
-    def count(reading: Future[Sample]) -> None:
-        photo = tally.empty()  # one that fails halfway is not counted at all
-        photo.done = 1
-        try:
-            sample = reading.result()
-            shown = _one(segmenter, sample, words, systems, photo)
-        except Exception as error:
-            if not skip_broken or not of_one_photo(error):
-                raise
-            logger.warning("Left out: %s", error)
-            tally.leave_out(str(error))
-            return
-        tally.merge(photo)
-        if on_image is not None:
-            on_image(sample, shown)
-
+    count = partial(_count, segmenter, words, systems, tally, skip_broken, on_image)
     with closing(read_ahead(dataset.__getitem__, left)) as readings:
         if unfinished is None:
             for done, (_, reading) in enumerate(readings, start=1):
@@ -111,6 +97,32 @@ def evaluate(
         else:
             _counting(count, readings, tally, unfinished, progress, len(mine))
     return _outcome(segmenter, dataset, words, tally, total, progress.elapsed)
+
+
+def _count(
+    segmenter: Segmenter,
+    words: Words,
+    systems: Mapping[str, Ensemble],
+    tally: Tally,
+    skip_broken: bool,
+    on_image: Seen | None,
+    reading: Future[Sample],
+) -> None:
+    """One photo more in the tally; one that fails halfway is not counted at all."""
+    photo = tally.empty()
+    photo.done = 1
+    try:
+        sample = reading.result()
+        shown = _one(segmenter, sample, words, systems, photo)
+    except Exception as error:
+        if not skip_broken or not of_one_photo(error):
+            raise
+        logger.warning("Left out: %s", error)
+        tally.leave_out(str(error))
+        return
+    tally.merge(photo)
+    if on_image is not None:
+        on_image(sample, shown)
 
 
 def _counting(
@@ -233,8 +245,7 @@ def _oracle_classes(evidence: Evidence, labels: Tensor, count: int) -> Segmentat
 
 def _gathered(tally: Tally) -> Tally:
     """The sums over all processes, on every process."""
-    parts: list[Tally] = distributed.all_gather_object(tally)
-    first = parts[0]
-    for other in parts[1:]:
+    first, *others = distributed.all_gather_object(tally)
+    for other in others:
         first.merge(other)
-    return first
+    return cast(Tally, first)
