@@ -8,7 +8,6 @@ from concurrent.futures import Future
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -71,8 +70,7 @@ def evaluate(
     the data set, or where it has none by those of `words`, which the ensembles follow; named groups of
     classes by its `subsets`, where it has that attribute (name -> positions in the vocabulary).
     skip_broken: photos that cannot be read or looked at are left out and listed, in place of an error.
-    unfinished: what this process counted earlier and keeps in case that it is stopped; the counts are those
-    of an evaluation that never was.
+    unfinished: keeps this process's counts in case that it is stopped, and has those of one that was.
 
     Raises:
         TwostageError: no photos, not one that could be evaluated, or without skip_broken a photo that cannot
@@ -133,7 +131,7 @@ def _counting(
     progress: Progress,
     mine: int,
 ) -> None:
-    """Counts photo after photo; the tally is kept now and then, at an error, and where a signal stops it."""
+    """Counts the photos; the tally is kept now and then, at an error, and where a signal stops it."""
     with StopSignals() as stop:
         try:
             for done, (_, reading) in enumerate(readings, start=1):
@@ -166,8 +164,8 @@ def _outcome(
     groups = getattr(dataset, "subsets", None)
     metrics = {name: compute(matrix, judged, groups) for name, matrix in merged.confusions.items()}
     recall = merged.recall.summary(judged) if segmenter.proposals is not None else {}
-    failed = tuple(merged.failed)
-    return Outcome(metrics, recall, total - len(failed), merged.seconds + seconds, failed)
+    images, seconds = total - len(merged.failed), merged.seconds + seconds
+    return Outcome(metrics, recall, images, seconds, tuple(merged.failed))
 
 
 def _one(
@@ -245,7 +243,7 @@ def _oracle_classes(evidence: Evidence, labels: Tensor, count: int) -> Segmentat
 
 def _gathered(tally: Tally) -> Tally:
     """The sums over all processes, on every process."""
-    first, *others = distributed.all_gather_object(tally)
-    for other in others:
-        first.merge(other)
-    return cast(Tally, first)
+    total = tally.empty()
+    for one in distributed.all_gather_object(tally):
+        total.merge(one)
+    return total

@@ -99,6 +99,7 @@ class Unfinished:
             logger.warning("%s is damaged (%s); the evaluation begins anew.", self.path, error)
             return fresh
         self.before = found.done
+        logger.info("%s: %d photos are counted already", self.path, found.done)
         return found
 
     def keep(self, tally: Tally, seconds: float, now: bool = False) -> None:
