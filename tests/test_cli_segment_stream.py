@@ -21,7 +21,9 @@ from tiny_parts import write_photo, write_system
 
 from twostage.cli import main
 from twostage.data.atomic import sweep
+from twostage.data.photo_list import Shot
 from twostage.predict import System
+from twostage.runs.finished import Finished
 
 Said = pytest.CaptureFixture[str]
 
@@ -103,6 +105,20 @@ def test_what_changed_is_made_anew_and_said(tmp_path: Path, photos: Path, capsys
     assert made_of["path"] == str((photos / "deep" / "a.png").resolve())
 
 
+@pytest.mark.parametrize(
+    "text", ["[]", "{}", "1", "", '{"made_of": "x"}', '{"made_of": 1, "overlay_file": "", "labels_file": ""}']
+)
+def test_a_summary_of_somebody_else_is_no_finished_photo(tmp_path: Path, text: str) -> None:
+    shot = Shot("a", write_photo(tmp_path / "a.png"))
+    (tmp_path / "a.json").write_text(text)
+    finished = Finished(tmp_path, {"classes": "x"})
+    assert list(finished.pending([shot, Shot("b", tmp_path / "nowhere.png")])) == [
+        shot,
+        Shot("b", tmp_path / "nowhere.png"),
+    ]
+    assert (finished.done, finished.told(2)) == (0, [])
+
+
 def test_other_weights_under_the_same_name_are_other_options(
     tmp_path: Path, photos: Path, capsys: Said
 ) -> None:
@@ -134,13 +150,8 @@ def test_failures_are_listed_in_a_file_that_can_be_tried_again(
     tmp_path: Path, photos: Path, capsys: Said, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(photos)
-    write_photo(photos / "#1.png", (4, 4))
-    (photos / "#1.png").rename(photos / "#1.jpg.gone")
-    given = ["b.png", "broken.jpg", "#1.png", "lost.png"]
-    (tmp_path / "list.txt").write_bytes(
-        b"\xef\xbb\xbf# photos\r\n" + "\r\n".join(given).encode() + b"\r\n\r\n"
-    )
-    (tmp_path / "list.txt").write_text("# photos\r\n\r\n./#1.png\r\n" + "\r\n".join(given) + "\r\n")
+    given = ["./#1.png", "b.png", "broken.jpg", "", "#1.png", "lost.png"]
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf# photos\r\n" + "\r\n".join(given).encode() + b"\r\n")
     assert segment(tmp_path, "--list", str(tmp_path / "list.txt")) == 1
     said = capsys.readouterr()
     assert "1 of 4 photos written" in said.out

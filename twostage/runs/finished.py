@@ -51,7 +51,7 @@ class Finished:
         """None where the photo is finished, "" where nothing is there, or what the files are of."""
         try:
             summary = json.loads((self._out / f"{shot.name}.json").read_bytes())
-            told, files = summary["made_of"], [summary["overlay_file"], summary["labels_file"]]
+            told, files = dict(summary["made_of"]), [summary["overlay_file"], summary["labels_file"]]
             wanted = self.facts(shot)
         except (OSError, ValueError, KeyError, TypeError):
             return ""
