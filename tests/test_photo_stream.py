@@ -32,7 +32,7 @@ def photo(shot: Shot) -> tuple[dict[str, Any], Tensor]:
     return {"name": shot.name}, torch.full((3, 2, 2), int(shot.name) % 256, dtype=torch.uint8)
 
 
-def label(image: Tensor) -> Segmentation:
+def label(shot: Shot, image: Tensor) -> Segmentation:
     return Segmentation(image[0].int(), scores=torch.zeros(9, 2, 2))
 
 
@@ -43,10 +43,10 @@ def nowhere(shot: Shot, facts: Any, image: Tensor, made: Segmentation) -> str:
 def failing(at: int, error: Exception) -> Callable[..., Any]:
     """A step that fails at one photo, known by its grey."""
 
-    def step(image: Tensor) -> Segmentation:
+    def step(shot: Shot, image: Tensor) -> Segmentation:
         if int(image[0, 0, 0]) == at:
             raise error
-        return label(image)
+        return label(shot, image)
 
     return step
 
@@ -71,9 +71,9 @@ def test_few_photos_are_alive_at_any_time(slow: str) -> None:
             most = max(most, len(alive))
         return facts, image
 
-    def labelled(image: Tensor) -> Segmentation:
+    def labelled(shot: Shot, image: Tensor) -> Segmentation:
         pause("label")
-        return label(image)
+        return label(shot, image)
 
     written: list[str] = []
 
@@ -99,12 +99,12 @@ def test_failures_of_every_kind_leave_the_others(capsys: pytest.CaptureFixture[s
             raise MemoryError
         return photo(shot)
 
-    def labelled(image: Tensor) -> Segmentation:
+    def labelled(shot: Shot, image: Tensor) -> Segmentation:
         if int(image[0, 0, 0]) == 4:
             raise torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB")
         if int(image[0, 0, 0]) == 5:
             torch.empty(1 << 55)
-        return label(image)
+        return label(shot, image)
 
     def write(shot: Shot, facts: Any, image: Tensor, made: Segmentation) -> str:
         if shot.name == "006":
@@ -161,10 +161,10 @@ def test_a_full_disk_stops_the_run() -> None:
 def test_a_signal_ends_after_the_present_photo(number: signal.Signals) -> None:
     before = signal.getsignal(number)
 
-    def labelled(image: Tensor) -> Segmentation:
+    def labelled(shot: Shot, image: Tensor) -> Segmentation:
         if int(image[0, 0, 0]) == 2:
             os.kill(os.getpid(), number)
-        return label(image)
+        return label(shot, image)
 
     written: list[str] = []
     outcome = Outcome()

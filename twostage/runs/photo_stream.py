@@ -25,7 +25,7 @@ from twostage.types import Segmentation
 Facts = dict[str, Any]
 Read = Callable[[Shot], tuple[Facts, Tensor]]
 """What a photo is, and the photo, RGB uint8 (3, H, W)."""
-Label = Callable[[Tensor], Segmentation]
+Label = Callable[[Shot, Tensor], Segmentation]
 Write = Callable[[Shot, Facts, Tensor, Segmentation], str]
 """Writes the files of a photo and says where they are."""
 
@@ -93,7 +93,7 @@ class Stream:
     ) -> tuple[Facts, Tensor, Segmentation] | None:
         try:
             facts, image = reading.result()
-            return facts, image, _on_cpu(self.label(image))
+            return facts, image, _on_cpu(self.label(shot, image))
         except Exception as error:
             self._failed(shot, _reason(error), outcome)
         release_cached()

@@ -64,7 +64,7 @@ class Job:
             files = write_segmentation(self.out, shot.name, image, made, self.vocabulary, facts)
             return str(files.overlay)
 
-        def label(image: Tensor) -> Segmentation:
+        def label(shot: Shot, image: Tensor) -> Segmentation:
             return self.system.segment(image, self.vocabulary)
 
         outcome = Outcome()
