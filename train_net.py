@@ -74,7 +74,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     add(
         "--eval-only",
         action="store_true",
-        help="evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint",
+        help="evaluate MODEL.WEIGHTS, or with --resume the newest checkpoint, going on with the counts of an "
+        "evaluation of it that was stopped (alone: TEST.RESUME True)",
     )
     add(
         "--dry-run",

@@ -53,9 +53,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     seen: list[list[str]] = []
     real = runner.evaluate
 
-    def noted(segmenter: Segmenter, dataset: Any, words: Any, systems: Any, *rest: Any) -> Any:
+    def noted(segmenter: Segmenter, dataset: Any, words: Any, systems: Any, *rest: Any, **more: Any) -> Any:
         seen.append(sorted(systems))
-        return real(segmenter, dataset, words, systems, *rest)
+        return real(segmenter, dataset, words, systems, *rest, **more)
 
     monkeypatch.setattr(ablation.runner, "evaluate", noted)
     return seen
@@ -109,11 +109,11 @@ def test_nothing_is_measured_twice(tmp_path: Path, passes: list[list[str]]) -> N
 def test_an_interrupted_table_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, calls = runner.evaluate, list[int]()
 
-    def stops(*given: Any) -> Any:
+    def stops(*given: Any, **more: Any) -> Any:
         calls.append(1)
         if len(calls) == 2:
             raise KeyboardInterrupt
-        return real(*given)
+        return real(*given, **more)
 
     monkeypatch.setattr(ablation.runner, "evaluate", stops)
     with pytest.raises(KeyboardInterrupt):
@@ -195,10 +195,10 @@ def test_what_a_row_lacks_can_be_trained(tmp_path: Path, monkeypatch: pytest.Mon
 def test_errors_while_measuring_stay_with_their_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = runner.evaluate
 
-    def breaks(segmenter: Any, *rest: Any) -> Any:
+    def breaks(segmenter: Any, *rest: Any, **more: Any) -> Any:
         if segmenter.proposals.config.count == 5:
             raise TwostageError("a photo is odd " * 20)
-        return real(segmenter, *rest)
+        return real(segmenter, *rest, **more)
 
     monkeypatch.setattr(ablation.runner, "evaluate", breaks)
     made = table(tmp_path)

@@ -31,6 +31,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "evaluation.metrics",
         "evaluation.binary",
         "evaluation.recall",
+        "evaluation.tally",
         "evaluation.top_k",
         "evaluation.report",
         "evaluation.provenance",

@@ -14,8 +14,8 @@ from tiny_parts import write_photo, write_system
 
 from twostage import registry, zoo
 from twostage.cli import main
-from twostage.cli.segment import find_photos, output_names
 from twostage.clip.prompts import available
+from twostage.data.photo_list import find_photos, output_names
 from twostage.errors import TwostageError
 
 Said = pytest.CaptureFixture[str]

@@ -253,6 +253,8 @@ def test_what_evaluation_would_refuse_is_refused_first(
 def test_nothing_to_evaluate(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"DATASETS\.TEST is empty"):
         build.evaluate(config(tmp_path, "DATASETS.TEST=[]"))
+    with pytest.raises(ConfigError, match=r"TEST\.RESUME: one-word segmentation keeps no counts"):
+        build.evaluate(config(tmp_path, "TEST.RESUME=True"))
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         build.evaluate(config(tmp_path), resume=True)
 

@@ -172,3 +172,26 @@ def test_what_cannot_be_evaluated() -> None:
     for thresholds in ((), (1.0, 1.0)):
         with pytest.raises(TwostageError, match="one or more different logits"):
             PairRule(thresholds)
+
+
+def test_photos_that_are_left_out() -> None:
+    class Broken(Scenes):
+        broken = 1
+
+        def __getitem__(self, index: int) -> Sample:
+            if index == self.broken:
+                raise LabelError(f"photo {index}: broken")
+            return super().__getitem__(index)
+
+    arguments = (BANK, Split((0,), (2, 3)), PairRule(), TestSize())
+    with pytest.raises(LabelError, match="photo 1"):
+        evaluate_pairs(Truth(), Broken(LEFT_RIGHT, LEFT_RIGHT), *arguments)
+    outcome = evaluate_pairs(
+        Truth(), Broken(LEFT_RIGHT, LEFT_RIGHT, LEFT_RIGHT.T), *arguments, skip_broken=True
+    )
+    whole = evaluate_pairs(Truth(), Scenes(LEFT_RIGHT, LEFT_RIGHT.T), *arguments)
+    assert outcome.failed == ("photo 1: broken",)
+    assert (outcome.metrics, outcome.images, outcome.pairs) == (whole.metrics, 2, whole.pairs)
+    Broken.broken = 0
+    with pytest.raises(TwostageError, match="not one of 1 photos could be evaluated; the first: photo 0"):
+        evaluate_pairs(Truth(), Broken(LEFT_RIGHT), *arguments, skip_broken=True)

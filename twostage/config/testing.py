@@ -22,6 +22,16 @@ class TestConfig:
     )
     systems: list[str] = option([], "Systems to measure; empty means all that the components allow")
     max_images: int = option(0, "Stop after this many photos of each set; 0 takes all", least=0)
+    on_error: str = option(
+        "stop",
+        "At a photo that cannot be read or looked at: stop ends the evaluation, skip leaves the photo out, "
+        "which the results say",
+        choices=("stop", "skip"),
+    )
+    resume: bool = option(
+        False, "Go on with the counts of an evaluation of the same things that was stopped in OUTPUT_DIR"
+    )
+    save_seconds: float = option(60.0, "Seconds between two savings of these counts", least=0)
     seen: str = option(
         "checkpoint",
         "Who says which classes the ensemble treats as seen: the names a checkpoint was trained on, or the "

@@ -11,9 +11,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from twostage.data.folds import Split
-from twostage.data.prefetch import prefetch
+from twostage.data.prefetch import read_ahead
 from twostage.data.sample import Sample, SegmentationDataset
 from twostage.engine import distributed
+from twostage.engine.memory import of_one_photo
 from twostage.errors import TwostageError
 from twostage.evaluation.binary import PairCounts, PairMetrics, compute_pairs
 from twostage.interfaces import DenseHead
@@ -51,12 +52,15 @@ class PairRule:
 
 @dataclass(frozen=True)
 class PairOutcome:
-    """Numbers by rule (PairRule.names), photos, pairs and seconds of one data set."""
+    """Numbers by rule (PairRule.names), photos, pairs and seconds of one data set; failed: photos that were
+    left out, with the reason.
+    """
 
     metrics: dict[str, PairMetrics]
     images: int
     pairs: int
     seconds: float
+    failed: tuple[str, ...] = ()
 
 
 @torch.inference_mode()
@@ -69,14 +73,16 @@ def evaluate_pairs(
     size: TestSize,
     max_images: int = 0,
     progress_seconds: float = 10.0,
+    skip_broken: bool = False,
 ) -> PairOutcome:
     """Asks `head` for every class that a photo shows and that takes part; photos are shared among processes.
 
     text: of the data set's whole vocabulary; size: at which photos are looked at, answers are judged at the
-    labels' own; max_images: 0 takes all.
+    labels' own; max_images: 0 takes all; skip_broken: photos that cannot be read or looked at are left out.
 
     Raises:
-        TwostageError: no photos, or one without ground truth (named).
+        TwostageError: no photos, or without skip_broken one that cannot be read or has no ground truth
+            (named); not one that could be evaluated.
     """
     total = min(len(dataset), max_images) if max_images else len(dataset)
     if total == 0:
@@ -84,19 +90,50 @@ def evaluate_pairs(
     mine = range(distributed.rank(), total, distributed.world_size())
     counts = {name: PairCounts(len(dataset.vocabulary)) for name in rule.names}
     started = spoken = time.monotonic()
-    for done, sample in enumerate(prefetch(dataset, mine), start=1):
-        _one(head, sample, text, split, rule, size, counts)
+    failed: list[str] = []
+    for done, (_, reading) in enumerate(read_ahead(dataset.__getitem__, mine), start=1):
+        photo = {name: PairCounts(len(dataset.vocabulary)) for name in rule.names}
+        try:
+            _one(head, reading.result(), text, split, rule, size, photo)
+        except Exception as error:
+            if not skip_broken or not of_one_photo(error):
+                raise
+            logger.warning("Left out: %s", error)
+            failed.append(str(error))
+        else:
+            _add(counts, photo)
         if time.monotonic() - spoken > progress_seconds:
             spoken = time.monotonic()
             left = (len(mine) - done) * (spoken - started) / done
             logger.info("%s: %d of %d photos, %.0f s left", dataset.name, done, len(mine), left)
-    merged, *others = distributed.all_gather_object(counts)
-    for other in others:
-        for name, own in other.items():
-            merged[name].merge(own)
+    seconds = time.monotonic() - started
+    return _outcome(dataset, split, counts, failed, total, seconds)
+
+
+def _outcome(
+    dataset: SegmentationDataset,
+    split: Split,
+    counts: dict[str, PairCounts],
+    failed: list[str],
+    total: int,
+    seconds: float,
+) -> PairOutcome:
+    (merged, failed), *others = distributed.all_gather_object((counts, failed))
+    for other, more in others:
+        _add(merged, other)
+        failed += more
+    if len(failed) == total:
+        raise TwostageError(
+            f"{dataset.name}: not one of {total} photos could be evaluated; the first: {failed[0]}"
+        )
     first = next(iter(merged.values()))
     metrics = {name: compute_pairs(own, dataset.vocabulary, split) for name, own in merged.items()}
-    return PairOutcome(metrics, total, int(first.pairs.sum()), time.monotonic() - started)
+    return PairOutcome(metrics, total - len(failed), int(first.pairs.sum()), seconds, tuple(failed))
+
+
+def _add(counts: dict[str, PairCounts], more: dict[str, PairCounts]) -> None:
+    for name, own in more.items():
+        counts[name].merge(own)
 
 
 def _one(

@@ -172,7 +172,10 @@ def _pass(rows: Sequence[Row], options: Options, problems: dict[str, Problem]) -
         rows = [row for row in rows if row.name not in wrong]
         if not rows:
             return {}
-        outcome = runner.evaluate(segmenter, dataset, words, compared, config.test.max_images)
+        skip = config.test.on_error == "skip"
+        outcome = runner.evaluate(
+            segmenter, dataset, words, compared, config.test.max_images, skip_broken=skip
+        )
     except (TwostageError, OSError) as error:
         problem = Problem.of("missing" if isinstance(error, LACKING) else "failed", error)
         problems |= {row.name: problem for row in rows}
@@ -226,6 +229,7 @@ def _result(row: Row, outcome: Outcome, dataset: SegmentationDataset) -> Result:
         **({} if recall is None else dataclasses.asdict(recall)),
         "dataset": dataset.name,
         "images": outcome.images,
+        **({"partial": True, "left_out": list(outcome.failed)} if outcome.failed else {}),
         "seconds": round(outcome.seconds, 1),
         "time_utc": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "versions": provenance.versions(),

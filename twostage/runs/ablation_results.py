@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -11,12 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from twostage.config import Config, ConfigError, SlotConfig, dump_config
+from twostage.config import Config, SlotConfig
 from twostage.data.atomic import replacing
-from twostage.download import digest_of
 from twostage.errors import TwostageError
-from twostage.networks import shipped
 from twostage.runs.ablation_table import Row, Table
+from twostage.runs.digests import config_digest, measured_config
 
 Result = Mapping[str, Any]
 """Of one row: its columns and whatever else is known, as plain data."""
@@ -39,57 +37,16 @@ class Problem:
         return cls(kind, textwrap.shorten(text, 80, placeholder=" ..."), (text,))
 
 
-def measured_config(config: Config) -> Config:
-    """The part of a configuration that numbers depend on: no output folder, nothing of a training."""
-    fresh = Config()
-    return dataclasses.replace(
-        config,
-        output_dir=fresh.output_dir,
-        task=fresh.task,
-        datasets=dataclasses.replace(config.datasets, train=[]),
-        dataloader=fresh.dataloader,
-        solver=fresh.solver,
-        prompts=fresh.prompts,
-        self_training=fresh.self_training,
-        model=dataclasses.replace(config.model, losses={}),
-        test=dataclasses.replace(config.test, systems=[], overlays=0, expected_results=[], eval_period=0),
-    )
-
-
 def evidence_digest(config: Config) -> str:
     """16 hex digits over what a photo's evidence depends on: all but the ensemble and the count of photos."""
     config = measured_config(config)
     test = dataclasses.replace(config.test, max_images=0)
-    return _digest(dataclasses.replace(config, ensemble=SlotConfig(), test=test))
+    return config_digest(dataclasses.replace(config, ensemble=SlotConfig(), test=test))
 
 
 def row_digest(row: Row) -> str:
     """16 hex digits over the row's configuration, the files it names and the system that is measured."""
-    return _digest(measured_config(row.config), row.system)
-
-
-def _digest(config: Config, *more: str) -> str:
-    files = [
-        f"{text}: {digest_of(found)}" for text in _words(dataclasses.asdict(config)) if (found := _file(text))
-    ]
-    text = "\n".join([dump_config(config), *sorted(files), *more])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-
-def _words(value: Any) -> list[str]:
-    """Every string among the values of nested plain data."""
-    if isinstance(value, str):
-        return [value]
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return [text for item in inner for text in _words(item)]
-
-
-def _file(text: str) -> Path | None:
-    try:
-        path = Path(shipped(text))
-        return path if text and path.is_file() else None
-    except (OSError, ConfigError):  # no path at all
-        return None
+    return config_digest(measured_config(row.config), row.system)
 
 
 class Results:

@@ -103,12 +103,14 @@ def evaluate(config: Config, resume: bool = False) -> Found:
     fold where there are several, whose mean is reported too.
 
     Raises:
-        ConfigError: DATASETS.TEST is empty, or several folds and one file of weights.
+        ConfigError: DATASETS.TEST is empty, several folds and one file of weights, or TEST.RESUME.
         CheckpointError: there is nothing to evaluate.
         UnexpectedResultError: a figure of TEST.EXPECTED_RESULTS was not met.
     """
     if not config.datasets.test:
         raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
+    if config.test.resume:
+        raise ConfigError("TEST.RESUME: one-word segmentation keeps no counts to go on with; leave it out.")
     courses, figures = folds_of(config), figures_of(config)
     if len(courses) > 1 and uses_what_is_trained(config) and not resume:
         raise ConfigError(
@@ -138,7 +140,8 @@ def measure(builder: Builder, tests: list[SegmentationDataset]) -> Found:
             _refuse_leaks(builder.trained_clsclip.names, dataset.vocabulary, split)
         size = TestSize(config.input.min_size_test, config.input.max_size_test)
         text = builder.text(dataset.vocabulary)
-        outcome = evaluate_pairs(head, dataset, text, split, rule_of(config), size, config.test.max_images)
+        skip, most = config.test.on_error == "skip", config.test.max_images
+        outcome = evaluate_pairs(head, dataset, text, split, rule_of(config), size, most, skip_broken=skip)
         system = system_of(config)
         found[dataset.name] = {system + name: metrics for name, metrics in outcome.metrics.items()}
         write_report(builder, dataset, split, outcome, found[dataset.name], len(tests) > 1)

@@ -88,6 +88,7 @@ def write_report(
             "base": [vocabulary.shown[position] for position in split.base],
         },
         images=outcome.images,
+        **({"partial": True, "left_out": list(outcome.failed)} if outcome.failed else {}),
         pairs=outcome.pairs,
         seconds=outcome.seconds,
         expected=[verdict.as_dict() for verdict in verdicts],

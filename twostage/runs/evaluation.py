@@ -18,8 +18,10 @@ from twostage.engine.checkpoint import Checkpointer, CheckpointError
 from twostage.evaluation import expected, provenance, report, runner
 from twostage.evaluation.expected import Verdict
 from twostage.evaluation.runner import Outcome
+from twostage.evaluation.tally import Unfinished
 from twostage.interfaces import Ensemble
 from twostage.protocol import settled
+from twostage.runs.unfinished import forget, unfinished_in
 from twostage.segmenter import Segmenter, Words
 from twostage.systems import ENSEMBLE, systems
 from twostage.types import Segmentation
@@ -28,38 +30,62 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(config: Config, resume: bool = False) -> dict[str, Outcome]:
-    """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume: OUTPUT_DIR's newest checkpoint."""
+    """Measure all systems on DATASETS.TEST with MODEL.WEIGHTS; resume: OUTPUT_DIR's newest checkpoint, and
+    the counts that an evaluation of it left there when it was stopped.
+
+    Raises:
+        TrainingInterrupted: a signal asked to stop; the counts are kept for TEST.RESUME.
+    """
     if resume:
         found = Checkpointer(config.output_dir).load_newest()
         if found is None:
             raise CheckpointError(f"OUTPUT_DIR: there is no checkpoint in {config.output_dir} to evaluate.")
         model = dataclasses.replace(config.model, weights=str(found[0]))
-        config = dataclasses.replace(config, model=model)
+        config = dataclasses.replace(config, model=model, test=dataclasses.replace(config.test, resume=True))
     config = settled(config)
     if not config.datasets.test:
         raise ConfigError("DATASETS.TEST is empty: name at least one data set to evaluate.")
     tests = [catalog.get(name, config.datasets.root) for name in config.datasets.test]
-    outcomes = measure(Builder(config), tests)
+    outcomes = measure(Builder(config), tests, keep=True)
     expected.require_met(_verdicts(config, outcomes))
     return outcomes
 
 
-def measure(builder: Builder, tests: list[SegmentationDataset]) -> dict[str, Outcome]:
-    """Evaluate the built parts on these data sets; results go below OUTPUT_DIR/inference."""
+def measure(builder: Builder, tests: list[SegmentationDataset], keep: bool = False) -> dict[str, Outcome]:
+    """Evaluate the built parts on these data sets; results go below OUTPUT_DIR/inference.
+
+    keep: counts are saved there while it lasts, and those of a stopped one taken up if TEST.RESUME says so.
+    """
     config = builder.config
     segmenter, compared = comparison(builder, tests)
-    outcomes = {}
+    outcomes, folders = {}, []
     for dataset in tests:
         words = builder.words(dataset.vocabulary)
         out = Path(config.output_dir, "inference")
         if len(tests) > 1:
             out /= dataset.name.replace("/", "_").replace(":", "_")
+        folders.append(out)
         logger.info("Evaluating %d systems on %s", len(compared), dataset.name)
-        pictures = _Pictures(out / "overlays", words, config.test.overlays)
-        outcome = runner.evaluate(segmenter, dataset, words, compared, config.test.max_images, pictures)
+        kept = None
+        if keep:
+            names = list(compared)
+            kept = unfinished_in(out, config, dataset, words.vocabulary, names, builder.device)
+        outcome = runner.evaluate(
+            segmenter,
+            dataset,
+            words,
+            compared,
+            config.test.max_images,
+            _Pictures(out / "overlays", words, config.test.overlays, kept),
+            skip_broken=config.test.on_error == "skip",
+            unfinished=kept,
+        )
         if distributed.is_main():
             _report(builder, dataset, words, outcome, out)
         outcomes[dataset.name] = outcome
+    if distributed.is_main():
+        for folder in folders:
+            forget(folder)
     verdicts = _verdicts(config, outcomes)
     if verdicts:
         logger.info("Expected figures:\n%s", expected.format_verdicts(verdicts))
@@ -129,9 +155,18 @@ def _report(
         ),
         proposals={name: dataclasses.asdict(recall) for name, recall in outcome.recall.items()},
         images=outcome.images,
+        **({"partial": True, "left_out": list(outcome.failed)} if outcome.failed else {}),
         seconds=outcome.seconds,
         expected=[verdict.as_dict() for verdict in verdicts],
     )
+    if outcome.failed:
+        logger.warning(
+            "%s: %d of %d photos were left out, see left_out in %s; the numbers are of the others.",
+            dataset.name,
+            len(outcome.failed),
+            len(outcome.failed) + outcome.images,
+            path,
+        )
     logger.info("Results in %s", path)
 
 
@@ -161,11 +196,12 @@ def scalars(outcomes: Mapping[str, Outcome]) -> dict[str, float]:
 class _Pictures:
     """Writes photo, truth and ensemble side by side for the first photos of an evaluation."""
 
-    def __init__(self, folder: Path, words: Words, count: int) -> None:
-        self._folder, self._words, self._left = folder, words, count if distributed.is_main() else 0
+    def __init__(self, folder: Path, words: Words, count: int, kept: Unfinished | None) -> None:
+        self._folder, self._words, self._kept = folder, words, kept
+        self._left = count if distributed.is_main() else 0
 
     def __call__(self, sample: Sample, shown: dict[str, Segmentation]) -> None:
-        if self._left <= 0:
+        if self._left <= (0 if self._kept is None else self._kept.before):  # those are drawn already
             return
         self._left -= 1
         labels = shown.get(ENSEMBLE, next(iter(shown.values()))).labels.cpu()

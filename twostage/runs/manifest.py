@@ -23,7 +23,10 @@ _IRRELEVANT = {
     "datasets": ("root", "test"),
     "input": ("min_size_train", "max_size_train", "crop_size", "color_jitter", "flip"),
     "self_training": ("start", "max_iter", "guided_iter", "base_lr", "ensemble", "rounds"),
-    "test": ("eval_period", "systems", "max_images", "expected_results", "overlays"),
+    "test": (
+        *("eval_period", "systems", "max_images", "expected_results", "overlays"),
+        *("on_error", "resume", "save_seconds"),
+    ),
 }
 """Options that cannot change a label, by section; an option that is new counts as one that can."""
 

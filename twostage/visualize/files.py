@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -30,9 +31,17 @@ class SegmentationFiles:
 
 
 def write_segmentation(
-    out_dir: str | Path, stem: str, image: Tensor, segmentation: Segmentation, vocabulary: Vocabulary
+    out_dir: str | Path,
+    stem: str,
+    image: Tensor,
+    segmentation: Segmentation,
+    vocabulary: Vocabulary,
+    facts: Mapping[str, Any] | None = None,
 ) -> SegmentationFiles:
     """Write STEM_overlay.png, STEM_labels.png and STEM.json; each file is whole or not there.
+
+    The summary is written last and an older one removed first, so that where it is, it speaks of the two
+    pictures beside it. facts: plain data to keep in it as "made_of", what the files were made of.
 
     The label map holds the vocabulary's label ids, 8 bits where they and the code of void fit, otherwise
     16; void is 255 or 65535, as the summary says. image: (3, H, W) uint8 RGB of the segmentation's size;
@@ -52,12 +61,15 @@ def write_segmentation(
     files = SegmentationFiles(
         *(base.with_name(base.name + end) for end in ("_overlay.png", "_labels.png", ".json"))
     )
-    write_picture(files.overlay, overlay(image, labels, vocabulary))
+    picture = overlay(image, labels, vocabulary)
+    files.summary.unlink(missing_ok=True)
+    write_picture(files.overlay, picture)
     write_label_png(files.labels, np.where(labels == VOID, VOID, ids[labels]), void=void)
     summary = summarise(segmentation, vocabulary) | {
         "void_code": void,
         "labels_file": files.labels.name,
         "overlay_file": files.overlay.name,
+        **({} if facts is None else {"made_of": dict(facts)}),
     }
     with replacing(files.summary) as stream:
         stream.write((json.dumps(summary, indent=1, ensure_ascii=False) + "\n").encode("utf-8", "replace"))
