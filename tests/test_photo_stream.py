@@ -19,7 +19,7 @@ from torch import Tensor
 from twostage.data.errors import ImageReadError
 from twostage.data.photo_list import Shot
 from twostage.data.video import EndOfVideo
-from twostage.engine.memory import out_of_memory
+from twostage.ops.memory import out_of_memory
 from twostage.runs.photo_stream import ADVICE, Outcome, Stream
 from twostage.types import Segmentation
 

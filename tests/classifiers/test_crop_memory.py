@@ -13,7 +13,7 @@ from twostage.classifiers._tiny import TinyImageModel
 from twostage.classifiers.crops import CropClassifier
 from twostage.clip.model import ClipModel
 from twostage.errors import TwostageError
-from twostage.ops.memory import LIVE, activation_bytes, is_out_of_memory
+from twostage.ops.memory import LIVE, activation_bytes, out_of_memory
 from twostage.types import Proposals
 
 Config = CropClassifier.Config
@@ -77,7 +77,7 @@ def test_no_room_for_one_crop_says_what_to_do() -> None:
 
 
 def test_other_errors_go_through() -> None:
-    assert not is_out_of_memory(RuntimeError("shape mismatch"))
+    assert not out_of_memory(RuntimeError("shape mismatch"))
     image, found = photo_and_masks(3)
     with pytest.raises(RuntimeError, match="shape"):
         CropClassifier(Config(), Narrow(0, RuntimeError("shape mismatch"))).features([image], [found])

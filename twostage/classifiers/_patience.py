@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from twostage.errors import TwostageError
-from twostage.ops.memory import is_out_of_memory
+from twostage.ops.memory import out_of_memory
 
 logger = logging.getLogger(__name__)
 
@@ -44,7 +44,7 @@ class PatientEncoder:
         try:
             return self._encode(crops)
         except (RuntimeError, MemoryError) as error:
-            if not is_out_of_memory(error):
+            if not out_of_memory(error):
                 raise
         return None
 

@@ -82,8 +82,8 @@ def _add_output(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Look at all photos; one bad photo does not stop the others, but the exit status tells of it."""
     from twostage import registry
-    from twostage.cli.segment import find_photos, output_names
     from twostage.config import load_config
+    from twostage.data.photo_list import find_photos, output_names
     from twostage.evaluation.report import proposal_table
     from twostage.predict import config_path
     from twostage.runs.proposal_report import Report, Trial, Truth, total

@@ -29,6 +29,9 @@ def add_commands(commands: Any) -> None:
     )
     add = parser.add_argument
     add("photos", nargs="*", metavar="PHOTO", help="photos, or folders of photos")
+    add("--onnx", type=Path, metavar="FOLDER", help="run what `twostage export` wrote, in place of --model")
+    add("--threads", type=int, default=0, help="of onnxruntime, with --onnx (default: torch's)")
+    add("--max-memory", type=float, metavar="GIB", help="for stage two beside the networks (TEST.MEMORY_GIB)")
     add("--list", metavar="FILE", help="text file with a photo or folder a line; - is the standard input")
     add("--video", metavar="FILE", help="a video instead of photos; NAME_000012.json is of its frame 12")
     add("--every", type=int, metavar="N", help="every n-th frame of the video (default: 1)")

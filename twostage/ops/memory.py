@@ -14,14 +14,12 @@ ViT-B/16 in float32 and bfloat16 (the most with the exact GELU), 5.5 for RN50.
 """
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error says that memory, of a GPU or of the machine, did not suffice."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an allocation failed, on a GPU, in PyTorch's CPU allocator or in numpy."""
+    if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    told = str(error).lower()
-    return isinstance(error, RuntimeError) and (
-        "not enough memory" in told or "can't allocate memory" in told
-    )
+    signs = ("out of memory", "not enough memory", "can't allocate memory")
+    return isinstance(error, RuntimeError) and any(sign in str(error).lower() for sign in signs)
 
 
 @torch.no_grad()

@@ -18,8 +18,9 @@ from torch import Tensor
 from twostage.data.photo_list import Shot
 from twostage.data.prefetch import read_ahead
 from twostage.data.video import EndOfVideo
-from twostage.engine.memory import of_one_photo, out_of_memory, release_cached
+from twostage.engine.memory import of_one_photo, release_cached
 from twostage.engine.signals import StopSignals
+from twostage.ops.memory import out_of_memory
 from twostage.types import Segmentation
 
 Facts = dict[str, Any]

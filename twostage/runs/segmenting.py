@@ -29,7 +29,7 @@ class Labels(Protocol):
     """A system that labels photos, such as twostage.predict.System."""
 
     def segment(self, photo: Tensor, classes: Vocabulary, image_id: str = "") -> Segmentation:
-        """RGB uint8 (3, H, W) -> a label map of its size; image_id: the name that its masks are stored under."""
+        """RGB uint8 (3, H, W) -> a label map of its size; image_id: the name of masks that were stored."""
         ...
 
 
