@@ -32,6 +32,7 @@ class Mode:
     stage_one: str = "fp32"
     skip: Skip = field(default_factory=Skip)
     crops: dict[str, Any] = field(default_factory=dict)
+    compiled: bool = False
 
     def segmenter(
         self,
@@ -47,7 +48,7 @@ class Mode:
         return Segmenter(
             ensemble or GeometricEnsemble(GeometricEnsemble.Config(weight=WEIGHT)),
             MaskFormerProposals(MaskFormerProposals.Config(), lean),
-            CropClassifier(CropClassifier.Config(**self.crops), tower),
+            CropClassifier(CropClassifier.Config(**self.crops), tower, compiled=self.compiled),
             size=size,
             device=torch.device(device),
             skip=self.skip,
@@ -71,13 +72,18 @@ AVOIDING = {
 """winners -1: a thousandth of the photo at test size."""
 
 
-def modes(avoiding: bool, clip: str, stage_one: str, pixels: int, vit: bool) -> dict[str, Mode]:
-    """EXACT, and where asked every way to avoid work, in these number formats; pixels: of the photo at test
-    size; vit: whether CLIP has patch tokens that could be left out.
+COMPILED = {"exact, bf16 CLIP and stage one, compiled": Mode("bf16", "bf16", compiled=True)}
+
+
+def modes(
+    avoiding: bool, clip: str, stage_one: str, pixels: int, vit: bool, compiled: bool = False
+) -> dict[str, Mode]:
+    """EXACT, and where asked COMPILED and every way to avoid work, in these formats; pixels: of the photo
+    at test size; vit: whether CLIP has patch tokens that could be left out.
     """
+    found = {**EXACT, **(COMPILED if compiled and vit else {})}
     if not avoiding:
-        return dict(EXACT)
-    found = dict(EXACT)
+        return found
     for name, skip in AVOIDING.items():
         settled = Skip(winners=max(1, pixels // 1000)) if skip.winners < 0 else skip
         found[name] = Mode(clip, stage_one, settled)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from bench_common import DTYPES, Machine, Timings, interleave
-from bench_modes import WEIGHT, Mode, modes
+from bench_modes import EXACT, WEIGHT, Mode, modes
 from bench_peak import MIB, peak, start
 from bench_scene import Scene, make_scene
 from bench_yardstick import Yardstick
@@ -32,7 +32,7 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every mode beside the yardstick, in one interleaved run; then the peaks, each in its own process."""
     scene = _scene(vars(arguments))
     pixels = scene.seen_at.shape[1] * scene.seen_at.shape[2]
-    chosen = modes(arguments.avoiding, "bf16", "fp32", pixels, is_vit(scene.clip.visual))
+    chosen = modes(arguments.avoiding, "bf16", "bf16", pixels, is_vit(scene.clip.visual), arguments.compiled)
     built = {name: mode.segmenter(scene.network, scene.clip, scene.size) for name, mode in chosen.items()}
     yardstick = Yardstick(scene.network, scene.clip, scene.words, scene.size, WEIGHT)
     labels: dict[str, Tensor] = {}
@@ -50,7 +50,8 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
         **_floors(scene, built["exact, bf16 CLIP"]),
     }
     timings = interleave(runs, arguments.rounds)
-    peaks = {} if arguments.no_peaks else {name: _peak_of(arguments, name) for name in (YARDSTICK, *chosen)}
+    measured = () if arguments.no_peaks else (YARDSTICK, *EXACT)
+    peaks = {name: _peak_of(arguments, name) for name in measured}
     return {
         "benchmark": "pipeline",
         "photo_wh": list(arguments.size),
@@ -67,13 +68,10 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
             "peak_mib_above_model": peaks.get(YARDSTICK),
         },
         "floors": _ratios(timings),
-        "stages": {name: _stages(segmenter, scene) for name, segmenter in built.items() if name in CHECKED},
+        "stages": {name: _stages(segmenter, scene) for name, segmenter in built.items() if name in EXACT},
         "wall_s": dict(timings.wall),
         "cpu_s": dict(timings.cpu),
     }
-
-
-CHECKED = ("exact, fp32", "exact, bf16 CLIP", "exact, bf16 CLIP and stage one")
 
 
 def _scene(wanted: dict[str, Any]) -> Scene:
@@ -182,7 +180,7 @@ def _measure_peak(wanted: dict[str, Any]) -> float:
         yardstick = Yardstick(scene.network, scene.clip, scene.words, scene.size, WEIGHT)
         run = lambda: yardstick.label(scene.photo)
     else:
-        mode = modes(True, "bf16", "fp32", pixels, is_vit(scene.clip.visual))[wanted["mode"]]
+        mode = modes(True, "bf16", "bf16", pixels, is_vit(scene.clip.visual), True)[wanted["mode"]]
         segmenter = mode.segmenter(scene.network, scene.clip, scene.size)
         run = lambda: segmenter.segment([scene.photo], scene.words)[0].labels
     scene.__dict__.pop("ready_crops", None)

@@ -44,7 +44,7 @@ def blob_logits(count: int, height: int, width: int, seed: int = 0) -> Tensor:
         distance = np.hypot((y - centre[0]) * stretch, (x - centre[1]) / stretch) / radius
         ragged = ndimage.gaussian_filter(generator.standard_normal((height, width)), 3)
         logits.append(6 * (1 - distance) + 1.5 * ragged / ragged.std())
-    return torch.from_numpy(np.stack(logits)).float()
+    return torch.from_numpy(np.stack(logits)).float().clamp(-20, 20)
 
 
 class _Stopwatch:

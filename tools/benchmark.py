@@ -72,6 +72,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     whole.add_argument("--short-edge", type=int, default=640, help="short edge at which it is looked at")
     whole.add_argument("--backbone", default="r101c", help="of stage one's network")
     whole.add_argument("--avoiding", action="store_true", help="also the ways to look at fewer masks")
+    whole.add_argument("--compiled", action="store_true", help="also with CLIP compiled (a minute more)")
     whole.add_argument("--no-peaks", action="store_true", help="leave the peaks of memory out")
     world = commands.add_parser("world", help="what saving work costs in labels, with trained networks")
     world.set_defaults(run=bench_world.world, table=bench_world.table)

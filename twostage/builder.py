@@ -226,6 +226,7 @@ class Builder:
             "pixel_network": lambda: self.trained_pixels.network,
             "make_clsclip": lambda: lambda: self.trained_clsclip.network,
             "make_proposals": lambda: self.proposals,
+            "compiled": lambda: self.config.clip.compile,
             "max_memory": lambda: int(self.config.test.memory_gib * 2**30),
             "make_source": lambda: self.source,
         }

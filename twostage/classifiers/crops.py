@@ -87,12 +87,16 @@ class CropClassifier:
                         f"CropClassifier: {option} must not be negative, got {getattr(self, option)}."
                     )
 
-    def __init__(self, config: Config, clip: ImageTextModel, max_memory: int = 0) -> None:
-        """max_memory: bytes that masks, crops and CLIP's activations together may take, 0 for no limit."""
+    def __init__(
+        self, config: Config, clip: ImageTextModel, max_memory: int = 0, compiled: bool = False
+    ) -> None:
+        """max_memory: bytes that masks, crops and CLIP's activations together may take, 0 for no limit;
+        compiled: whether the image tower is compiled at the first photo, where it can be.
+        """
         self.config = config
         self.clip = clip
         self._max_memory = max_memory
-        self.encode = PatientEncoder(_encoder(config, clip))
+        self.encode = PatientEncoder(_encoder(config, clip, compiled))
 
     @torch.no_grad()
     def classify(
@@ -189,11 +193,13 @@ class CropClassifier:
         return cls(cls.Config(chunk=4), TinyImageModel())
 
 
-def _encoder(config: CropClassifier.Config, clip: ImageTextModel) -> Callable[[Tensor], Tensor]:
+def _encoder(
+    config: CropClassifier.Config, clip: ImageTextModel, compiled: bool
+) -> Callable[[Tensor], Tensor]:
     """The cheapest way to CLIP's features of crops."""
     if isinstance(clip, ClipModel) and reads_class_token(clip.visual):
         fill = fill_colour(clip.mean, clip.std, config.mask_fill)
-        return ClassTokenEncoder(clip, config.skip_filled, fill)
+        return ClassTokenEncoder(clip, config.skip_filled, fill, compiled)
     if config.skip_filled:
         raise TwostageError(
             "CropClassifier: skip_filled leaves tokens out of a VisionTransformer; this CLIP is none. Set "

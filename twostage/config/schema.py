@@ -89,6 +89,11 @@ class ClipConfig:
         "open_clip's tag of the weights, a local file, or checkpoint: those inside a published MODEL.WEIGHTS",
     )
     dtype: str = option("fp32", "Number format of the weights", choices=("auto", "fp32", "bf16", "fp16"))
+    compile: bool = option(
+        False,
+        "Compile the image tower for crops (VisionTransformers): a minute at the first photo, which pays "
+        "from a hundred photos on; needs a C++ compiler on a CPU",
+    )
     templates: str = option(
         "imagenet", "A set (single, vild, imagenet), a file, or one template with {} for the name"
     )

@@ -130,4 +130,6 @@ def mix_strip(scores: Tensor, masks: Tensor, resizer: RowResizer, first: int, la
 
 
 def _mix(scores: Tensor, masks: Tensor) -> Tensor:
+    # Numbers below the smallest normal one add nothing that shows, and make the product several times slower.
+    scores = torch.where(scores < torch.finfo(torch.float32).tiny, 0.0, scores)
     return (scores.T @ masks.flatten(1)).view(scores.shape[1], *masks.shape[1:])

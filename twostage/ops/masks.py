@@ -12,6 +12,8 @@ from torch import Tensor
 
 MASKS_AT_ONCE = 8
 """Masks that are enlarged together."""
+LOGIT_FLOOR = -80.0
+"""Mask logits below this count as this much, a probability of 2e-35."""
 
 
 def binarise(masks: Tensor, threshold: float) -> Tensor:
@@ -78,7 +80,9 @@ def upsample_mask_logits(logits: Tensor, padded_hw: tuple[int, int], size_hw: tu
     masks = torch.empty(len(logits), height, width, device=logits.device)
     # A few at a time: all of them at the padded size would take as much memory again.
     for few, out in zip(logits.split(MASKS_AT_ONCE), masks.split(MASKS_AT_ONCE), strict=True):
-        full = F.interpolate(few[None].float(), padded_hw, mode="bilinear", align_corners=False)[0]
+        # Below the floor a probability is no normal number any more, and arithmetic with it crawls.
+        few = few[None].float().clamp(min=LOGIT_FLOOR)
+        full = F.interpolate(few, padded_hw, mode="bilinear", align_corners=False)[0]
         torch.sigmoid(full[:, :height, :width], out=out)
     return masks
 

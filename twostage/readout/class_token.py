@@ -12,6 +12,8 @@ Shapes: B crops, N patches, L = N + 1 tokens (row 0 is the class token), D width
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,9 +21,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from twostage.clip.model import ClipModel
+from twostage.ops.memory import out_of_memory
 from twostage.readout import vit
 from twostage.readout.engine import Tower
 
+logger = logging.getLogger(__name__)
 EVEN = 1e-5
 """Largest difference from the fill colour, normalised, within a patch that counts as filled."""
 
@@ -73,14 +77,28 @@ def without_filled(tokens: Tensor, speaking: Tensor) -> Tensor:
 class ClassTokenEncoder:
     """Crops in, features out: `encode_images` of a CLIP whose image tower is a VisionTransformer."""
 
-    def __init__(self, clip: ClipModel, skip_filled: bool = False, fill: Tensor | None = None) -> None:
-        """skip_filled: leave filled patches out; fill: (3, 1, 1), the fill colour normalised, None for 0.
+    def __init__(
+        self,
+        clip: ClipModel,
+        skip_filled: bool = False,
+        fill: Tensor | None = None,
+        compiled: bool = False,
+    ) -> None:
+        """skip_filled: leave filled patches out; fill: (3, 1, 1), the fill colour normalised, None for 0;
+        compiled: compile what is done to tokens when the first crops come. Then all batches should have the
+        first one's size: a smaller one is filled up, a larger one compiles anew.
 
         Raises:
             DenseTowerError: the image tower is none that is computed here.
         """
         self._clip, self._skip_filled, self._fill = clip, skip_filled, fill
         self._tower = Tower(clip.visual)
+        self._features = self._plain
+        if compiled and not skip_filled:  # without a fixed length there is nothing to gain
+            self._features = _Compiled(self._plain)
+
+    def _plain(self, tokens: Tensor) -> Tensor:
+        return class_features(self._tower, tokens)
 
     @torch.no_grad()
     def __call__(self, pixels: Tensor) -> Tensor:
@@ -89,7 +107,39 @@ class ClassTokenEncoder:
         if self._skip_filled:
             speaking = speaking_patches(pixels, self._fill, self._tower.cell_hw)
             tokens = without_filled(tokens, speaking)
-        return class_features(self._tower, tokens)
+        return self._features(tokens)
+
+
+class _Compiled:
+    """A function of a batch, compiled for batches of the first one's size; as it is where that fails."""
+
+    def __init__(self, plain: Callable[[Tensor], Tensor]) -> None:
+        self._plain = plain
+        # Freezing takes the weights as constants, so that they are laid out once for the matrix units.
+        self._run: Callable[[Tensor], Tensor] = torch.compile(
+            plain, options={"freezing": True}, dynamic=False
+        )
+        self._size = 0
+        self._works = True
+
+    def __call__(self, batch: Tensor) -> Tensor:
+        """(B, ...) -> (B, ...)."""
+        if not self._works:
+            return self._plain(batch)
+        if not self._size:
+            logger.info("Compiling CLIP's image tower: about a minute.")
+        self._size = max(self._size, len(batch))
+        missing = self._size - len(batch)
+        full = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
+        try:
+            return self._run(full)[: len(batch)]
+        except Exception as error:
+            if out_of_memory(error):
+                raise
+            reason = str(error).strip().splitlines()
+            logger.warning("CLIP.COMPILE: not compiled (%s).", reason[0] if reason else type(error).__name__)
+            self._works = False
+            return self._plain(batch)
 
 
 def reads_class_token(visual: Any) -> bool:
