@@ -54,6 +54,7 @@ LAYERS: dict[str, tuple[str, ...]] = {
         "networks",
         "protocol",
         "builder",
+        "network_builder",
         "build",
         "checkpoints",
         "conversion",

@@ -218,10 +218,10 @@ def test_too_little_memory_for_one_photo(
     write_photo(photos / "b.png", (30, 30), 7)
     real = System.segment
 
-    def hungry(self: System, photo: Any, classes: Any) -> Any:
+    def hungry(self: System, photo: Any, classes: Any, *more: Any) -> Any:
         if photo.shape[1] == 30:
             torch.empty(1 << 55)
-        return real(self, photo, classes)
+        return real(self, photo, classes, *more)
 
     monkeypatch.setattr(System, "segment", hungry)
     assert segment(tmp_path, str(photos / "b.png"), str(photos / "deep")) == 1
@@ -236,11 +236,11 @@ def test_a_signal_ends_with_what_is_done_and_says_how_to_go_on(
     (photos / "broken.jpg").unlink()
     real, asked = System.segment, []
 
-    def stopping(self: System, photo: Any, classes: Any) -> Any:
+    def stopping(self: System, photo: Any, classes: Any, *more: Any) -> Any:
         asked.append(1)
         if len(asked) == 2:
             os.kill(os.getpid(), signal.SIGTERM)
-        return real(self, photo, classes)
+        return real(self, photo, classes, *more)
 
     with monkeypatch.context() as patch:
         patch.setattr(System, "segment", stopping)
@@ -304,9 +304,9 @@ def test_frames_of_a_video(
     video = film(tmp_path / "clip.avi", 8)
     real, greys = System.segment, []
 
-    def noting(self: System, photo: Any, classes: Any) -> Any:
+    def noting(self: System, photo: Any, classes: Any, *more: Any) -> Any:
         greys.append(float(photo.float().mean()))
-        return real(self, photo, classes)
+        return real(self, photo, classes, *more)
 
     monkeypatch.setattr(System, "segment", noting)
     assert segment(tmp_path, "--video", str(video), "--every", "3") == 0

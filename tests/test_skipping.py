@@ -15,7 +15,9 @@ from twostage.ensembles.per_pixel import PerPixelEnsemble
 from twostage.errors import TwostageError
 from twostage.segmenter import Segmenter, Words
 from twostage.skipping import Skip, choose
+from twostage.test_time import TestTime
 from twostage.types import DenseScores, Evidence, Proposals, RegionScores, TextBank
+from twostage.views import TestSize, Views
 from twostage.vocabulary import Vocabulary
 
 CLASSES = 4
@@ -55,7 +57,7 @@ OPTIONS = [
 def test_a_settled_label_never_changes_whatever_is_said_of_the_other_masks(options: dict) -> None:
     ensemble = GeometricEnsemble(GeometricEnsemble.Config(**options))
     settled_somewhere = 0
-    for seed in range(12):
+    for seed in range(6):
         known, said = scene(seed), sharp(seed)
         looked = torch.arange(7) < 5
         bounds = ensemble.pixel_bounds(known, VOCABULARY)
@@ -63,7 +65,7 @@ def test_a_settled_label_never_changes_whatever_is_said_of_the_other_masks(optio
         open_pixels = set(bounds.unsettled().tolist())
         settled_somewhere += 120 - len(open_pixels)
         labels = []
-        for trial in range(60):
+        for trial in range(30):
             other = torch.randn(7, CLASSES, generator=torch.Generator().manual_seed(trial)) * 30
             mixed = replace(said, logits=torch.where(looked[:, None], said.logits, other))
             labels.append(ensemble.merge(replace(known, regions=mixed), VOCABULARY).labels.flatten())
@@ -74,11 +76,13 @@ def test_a_settled_label_never_changes_whatever_is_said_of_the_other_masks(optio
         bounds.tell(said, torch.ones(7, dtype=torch.bool))
         assert len(bounds.unsettled()) == 0
     if options.get("weight", 1) > 0:
-        assert settled_somewhere > 50  # the bound is of some use here
+        assert settled_somewhere > 25  # the bound is of some use here
 
 
 class Counting:
     """Names masks by fixed scores that it finds by the masks' first pixel; counts what it is shown."""
+
+    per_mask = True
 
     def __init__(self, known: Evidence, scores: RegionScores) -> None:
         assert known.proposals is not None
@@ -201,3 +205,20 @@ def test_other_ensembles_get_evidence_of_every_mask() -> None:
     photo = torch.zeros(3, *known.proposals.size_hw, dtype=torch.uint8)
     segmenter.for_any_ensemble().gather([photo], WORDS)
     assert counting.shown == 22
+
+
+def test_several_views_need_every_mask() -> None:
+    known, scores = big_scene(0)
+    counting, photo = Counting(known, scores), torch.zeros(3, 9, 7, dtype=torch.uint8)
+    mirrored = TestTime(Views((TestSize(),), flip=True))
+    segmenter = Segmenter(GeometricEnsemble.tiny(), Given(known), counting, skip=Skip(bounded=True))
+    replace(segmenter, test_time=mirrored).gather([photo], WORDS)
+    assert counting.shown == 22
+
+
+def test_a_look_at_the_whole_photo_is_not_saved_by_leaving_masks_out() -> None:
+    class Whole(Counting):
+        per_mask = False
+
+    with pytest.raises(TwostageError, match="whole photo"):
+        Segmenter(GeometricEnsemble.tiny(), None, Whole(scene(0), sharp(0)), Given(scene(0)), skip=Skip(True))

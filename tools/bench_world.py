@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ from twostage.builder import Builder
 from twostage.clip.towers import is_vit
 from twostage.config import load_config
 from twostage.data import catalog
+from twostage.data.image_io import read_image
+from twostage.data.photo_list import find_photos
+from twostage.data.sample import Sample
 from twostage.predict import config_path
 from twostage.progress import Progress
 from twostage.segmenter import Segmenter, Words
@@ -34,7 +38,7 @@ Run = Callable[[Tensor], Tensor]
 def world(arguments: argparse.Namespace) -> dict[str, Any]:
     """Labels and times of every mode on the same scenes, in turns within a scene."""
     runs, looks = _runs(arguments)
-    scenes = catalog.get(arguments.data, "datasets")
+    scenes = _Photos(arguments.photos) if arguments.photos else catalog.get(arguments.data, "datasets")
     # The yardstick has no dense branch to compare the shipped system with.
     base = EXACT if arguments.shipped else YARDSTICK
     count = min(arguments.scenes, len(scenes))
@@ -53,7 +57,7 @@ def world(arguments: argparse.Namespace) -> dict[str, Any]:
     slow = tally[YARDSTICK].seconds
     return {
         "benchmark": "world",
-        "data": arguments.data,
+        "data": "photos" if arguments.photos else arguments.data,
         "scenes": count,
         "system": "shipped, with its dense branch"
         if arguments.shipped
@@ -62,6 +66,20 @@ def world(arguments: argparse.Namespace) -> dict[str, Any]:
         "machine": asdict(Machine.here()),
         "modes": {name: one.row(slow) for name, one in tally.items()},
     }
+
+
+class _Photos:
+    """All photos of some folders, read one at a time."""
+
+    def __init__(self, places: list[str]) -> None:
+        self._paths = find_photos(places, Path("nowhere"))
+
+    def __len__(self) -> int:
+        return len(self._paths)
+
+    def __getitem__(self, index: int) -> Sample:
+        path = self._paths[index]
+        return Sample(read_image(path), None, path.stem, str(path))
 
 
 class _Tally:

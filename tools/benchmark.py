@@ -78,6 +78,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     world.set_defaults(run=bench_world.world, table=bench_world.table)
     world.add_argument("--scenes", type=int, default=200, help="drawn scenes")
     world.add_argument("--data", default="shapes_val", help="data set of drawn scenes")
+    world.add_argument("--photos", nargs="+", metavar="PLACE", help="photos or folders of them instead")
     world.add_argument("--shipped", action="store_true", help="with the shipped system's dense branch")
     world.add_argument("--vit", action="store_true", help="CLIP is the miniature VisionTransformer")
     world.add_argument("--json", type=Path, help="write the report here")

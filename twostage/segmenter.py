@@ -69,7 +69,7 @@ class Segmenter:
         if not self.test_time.plain:
             scoring(self.ensemble)
         if self.skip.bounded and self.classifier is not None:
-            require_bounds(self.ensemble)
+            require_bounds(self.ensemble, self.classifier)
         heard = getattr(self.ensemble, "weighs", None)
         if heard is not None and self.pixels is not None and "pixels" not in heard:
             raise TwostageError(
@@ -97,7 +97,10 @@ class Segmenter:
         images: RGB uint8 (3, H, W) at their own sizes; given: masks at test size in place of stage one's.
         """
         seen_at = [self._at_size(image, self.size) for image in images]
-        return self._evidence(seen_at, [(image.shape[1], image.shape[2]) for image in images], words, given)
+        sizes_hw = [(image.shape[1], image.shape[2]) for image in images]
+        # What settles the labels of one view does not settle the mean of several.
+        asked = self if self.test_time.plain else self.for_any_ensemble()
+        return asked._evidence(seen_at, sizes_hw, words, given)
 
     def for_any_ensemble(self) -> Segmenter:
         """The same flow, whose evidence serves other ensembles too: nothing is left out for one's sake."""

@@ -58,8 +58,18 @@ class _Choice:
     asked: Tensor
 
 
-def require_bounds(ensemble: Ensemble) -> BoundingEnsemble:
-    """Raises TwostageError where an ensemble cannot tell which labels are settled."""
+def require_bounds(ensemble: Ensemble, classifier: RegionClassifier) -> BoundingEnsemble:
+    """The ensemble, where masks can be left out for its sake.
+
+    Raises:
+        TwostageError: it cannot tell which labels are settled, or the classifier looks at the whole photo
+            whatever the number of masks (it has no `per_mask` that is true).
+    """
+    if not getattr(classifier, "per_mask", False):
+        raise TwostageError(
+            f"TEST.SKIP.BOUNDED: {type(classifier).__name__} looks at the whole photo, so leaving masks out "
+            "saves nothing; use CLASSIFIER.NAME crops, or set it false."
+        )
     if not isinstance(ensemble, BoundingEnsemble):
         raise TwostageError(
             f"TEST.SKIP.BOUNDED: {type(ensemble).__name__} cannot tell which labels are settled; use "
@@ -84,7 +94,7 @@ def classify_few(
     found = [one.proposals for one in known if one.proposals is not None]
     choices = [choose(skip, one) for one in found]
     if skip.bounded:
-        judge = require_bounds(ensemble)
+        judge = require_bounds(ensemble, classifier)
         return [
             _bounded(
                 classifier,

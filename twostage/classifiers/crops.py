@@ -49,6 +49,9 @@ class CropClassifier:
         TwostageError: an option has no such value, or masks and image differ in size.
     """
 
+    per_mask = True
+    """Every mask costs a look of its own, so that leaving some out pays."""
+
     @dataclass(frozen=True)
     class Config:
         """mode: "paper" resizes without antialias, "antialias" with it (better for large regions);

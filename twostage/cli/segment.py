@@ -83,7 +83,9 @@ class Chosen:
 def _chosen(options: argparse.Namespace) -> Chosen:
     """The one place where options become a system."""
     from twostage import zoo
+    from twostage.clip.precision import preferred_dtype
     from twostage.config import load_config
+    from twostage.engine.distributed import pick_device
     from twostage.predict import System, as_vocabulary, config_path
     from twostage.runs.digests import classes_digest, config_digest, measured_config
 
@@ -96,6 +98,8 @@ def _chosen(options: argparse.Namespace) -> Chosen:
     config = load_config(path, options.set)
     made_by = {"classes": classes_digest(classes), "options": config_digest(measured_config(config))}
     about = zoo.describe(options.model) if options.model in zoo.names() else ""
+    if config.clip.dtype == "auto":
+        about += f"\nCLIP in {preferred_dtype(pick_device(config.model.device))[1]}."
     return Chosen(classes, lambda: System(config), made_by, about)
 
 

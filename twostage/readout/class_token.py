@@ -93,7 +93,7 @@ class ClassTokenEncoder:
         """
         self._clip, self._skip_filled, self._fill = clip, skip_filled, fill
         self._tower = Tower(clip.visual)
-        self._features = self._plain
+        self._features: Callable[[Tensor], Tensor] = self._plain
         if compiled and not skip_filled:  # without a fixed length there is nothing to gain
             self._features = _Compiled(self._plain)
 

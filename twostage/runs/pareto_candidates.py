@@ -15,10 +15,10 @@ from typing import Any
 import torch
 
 from twostage import registry
-from twostage.builder import DTYPES
 from twostage.clip.precision import has_amx
 from twostage.config import Config, ConfigError, SlotConfig
 from twostage.config.overrides import parse_overrides
+from twostage.network_builder import DTYPES
 from twostage.vocabulary import nearest
 
 REFERENCE = "crops"

@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from twostage.builder import INSIDE, Builder
+from twostage.builder import Builder
 from twostage.checkpoints import open_weights
 from twostage.config import Config, ConfigError
 from twostage.data.loader import training_vocabulary
 from twostage.data.sample import SegmentationDataset
 from twostage.engine import distributed
+from twostage.network_builder import INSIDE
 from twostage.published.recognise import Kind
 from twostage.runs.manifest import MANIFEST, StaleError
 from twostage.runs.pseudo_labels import kept_flags
