@@ -25,7 +25,7 @@ STRIDE = 4
 """Of the pixels that masks are compared at."""
 COARSE = 8
 """Of the pixels that are asked first which masks matter."""
-AT_ONCE = 4
+AT_ONCE = 8
 """Masks that are looked at before the pixels are asked again."""
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from twostage.classifiers._budget import crops_that_fit
+from twostage.classifiers._looks import check_pairs
 from twostage.classifiers._patience import PatientEncoder
 from twostage.clip.model import ClipModel
 from twostage.errors import TwostageError
@@ -122,7 +123,7 @@ class CropClassifier:
         """Unit CLIP features of each mask, (N, D) float32 with zeros for empty masks, and (N,) bool, which
         are valid.
         """
-        _check(images, proposals)
+        check_pairs("CropClassifier", images, proposals)
         counts = [len(p) for p in proposals]
         device = images[0].device if images else torch.device("cpu")
         features = torch.zeros(sum(counts), self.clip.dim, device=device)
@@ -215,21 +216,3 @@ def _by_share(binary: Tensor, boxes_xyxy: Tensor) -> Tensor:
     """(N,) int64: masks that fill like shares of their boxes stand together."""
     sides = (boxes_xyxy[:, 2:] - boxes_xyxy[:, :2]).clamp(min=1)
     return torch.argsort(mask_areas(binary) / sides.prod(dim=1))
-
-
-def _check(images: Sequence[Tensor], proposals: Sequence[Proposals]) -> None:
-    if len(images) != len(proposals):
-        raise TwostageError(
-            f"CropClassifier: expected one Proposals an image, got {len(proposals)} for {len(images)}."
-        )
-    for position, (image, found) in enumerate(zip(images, proposals, strict=True)):
-        if image.dtype != torch.uint8 or image.ndim != 3 or image.shape[0] != 3:
-            raise TwostageError(
-                f"CropClassifier: image {position} should be RGB uint8 (3, H, W), got {tuple(image.shape)} "
-                f"{image.dtype}; give it before any normalisation."
-            )
-        if len(found) and found.size_hw != tuple(image.shape[1:]):
-            raise TwostageError(
-                f"CropClassifier: the masks of image {position} are {found.size_hw}, the image is "
-                f"{tuple(image.shape[1:])}; resize the masks to the image first."
-            )
