@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from bench_common import DTYPES, Machine, Timings, interleave
-from bench_modes import EXACT, WEIGHT, Mode, modes
+from bench_modes import EXACT, HALVED, WEIGHT, Mode, modes
 from bench_peak import MIB, peak, start
 from bench_scene import Scene, make_scene
 from bench_yardstick import Yardstick
@@ -32,7 +32,7 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
     """Every mode beside the yardstick, in one interleaved run; then the peaks, each in its own process."""
     scene = _scene(vars(arguments))
     pixels = scene.seen_at.shape[1] * scene.seen_at.shape[2]
-    chosen = modes(arguments.avoiding, "bf16", "bf16", pixels, is_vit(scene.clip.visual), arguments.compiled)
+    chosen = modes(arguments.avoiding, "bf16", "fp32", pixels, is_vit(scene.clip.visual), arguments.compiled)
     built = {name: mode.segmenter(scene.network, scene.clip, scene.size) for name, mode in chosen.items()}
     yardstick = Yardstick(scene.network, scene.clip, scene.words, scene.size, WEIGHT)
     labels: dict[str, Tensor] = {}
@@ -50,7 +50,7 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
         **_floors(scene, built["exact, bf16 CLIP"]),
     }
     timings = interleave(runs, arguments.rounds)
-    measured = () if arguments.no_peaks else (YARDSTICK, *EXACT)
+    measured = () if arguments.no_peaks else (YARDSTICK, *EXACT, *HALVED)
     peaks = {name: _peak_of(arguments, name) for name in measured}
     return {
         "benchmark": "pipeline",
@@ -68,7 +68,9 @@ def pipeline(arguments: argparse.Namespace) -> dict[str, Any]:
             "peak_mib_above_model": peaks.get(YARDSTICK),
         },
         "floors": _ratios(timings),
-        "stages": {name: _stages(segmenter, scene) for name, segmenter in built.items() if name in EXACT},
+        "stages": {
+            name: _stages(segmenter, scene) for name, segmenter in built.items() if name in (*EXACT, *HALVED)
+        },
         "wall_s": dict(timings.wall),
         "cpu_s": dict(timings.cpu),
     }
@@ -180,7 +182,7 @@ def _measure_peak(wanted: dict[str, Any]) -> float:
         yardstick = Yardstick(scene.network, scene.clip, scene.words, scene.size, WEIGHT)
         run = lambda: yardstick.label(scene.photo)
     else:
-        mode = modes(True, "bf16", "bf16", pixels, is_vit(scene.clip.visual), True)[wanted["mode"]]
+        mode = modes(True, "bf16", "fp32", pixels, is_vit(scene.clip.visual), True)[wanted["mode"]]
         segmenter = mode.segmenter(scene.network, scene.clip, scene.size)
         run = lambda: segmenter.segment([scene.photo], scene.words)[0].labels
     scene.__dict__.pop("ready_crops", None)
