@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -181,3 +182,45 @@ def test_other_towers_are_asked_as_they_are() -> None:
     from twostage.readout.class_token import reads_class_token
 
     assert not reads_class_token(ClipModel.load("twostage-mini-rn", "random", seed=0).visual)
+
+
+def test_compiled_towers_get_batches_of_one_size(clip: ClipModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    from twostage.readout.class_token import ClassTokenEncoder
+
+    sizes: list[int] = []
+
+    def recording(plain: Callable[[Tensor], Tensor], **options: object) -> Callable[[Tensor], Tensor]:
+        return lambda batch: (sizes.append(len(batch)), plain(batch))[1]
+
+    monkeypatch.setattr(torch, "compile", recording)
+    image, found = photo_and_masks(5)
+    plain = CropClassifier(Config(chunk=3), clip).features([image], [found])[0][0]
+    compiled = CropClassifier(Config(chunk=3), clip, compiled=True)
+    assert torch.allclose(compiled.features([image], [found])[0][0], plain, atol=1e-5)
+    assert sizes == [3, 3]  # the last two crops are filled up
+    assert ClassTokenEncoder(clip, skip_filled=True, compiled=True)._features.__name__ == "_plain"
+
+
+def test_what_cannot_be_compiled_runs_as_it_is(
+    clip: ClipModel, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def failing(plain: Callable[[Tensor], Tensor], **options: object) -> Callable[[Tensor], Tensor]:
+        def run(batch: Tensor) -> Tensor:
+            raise RuntimeError("InvalidCxxCompiler: no working compiler found")
+
+        return run
+
+    image, found = photo_and_masks(5)
+    plain = CropClassifier(Config(chunk=3), clip).features([image], [found])[0][0]
+    monkeypatch.setattr(torch, "compile", failing)
+    compiled = CropClassifier(Config(chunk=3), clip, compiled=True)
+    with caplog.at_level(logging.WARNING):
+        assert torch.equal(compiled.features([image], [found])[0][0], plain)
+    told = [record.getMessage() for record in caplog.records]
+    assert told == ["CLIP.COMPILE: not compiled (InvalidCxxCompiler: no working compiler found)."]
+
+
+def test_other_towers_are_not_compiled_and_that_is_said(caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.WARNING):
+        CropClassifier(Config(), TinyImageModel(), compiled=True)
+    assert "only VisionTransformers" in caplog.text

@@ -8,6 +8,7 @@ number of masks.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -29,6 +30,7 @@ from twostage.readout.class_token import ClassTokenEncoder, reads_class_token
 from twostage.types import Proposals, RegionScores, TextBank
 from twostage.vocabulary import nearest
 
+logger = logging.getLogger(__name__)
 CHOICES = {"mode": ("paper", "antialias"), "mask_fill": ("mean", "zero"), "aspect": ("squash", "pad")}
 
 
@@ -209,6 +211,8 @@ def _encoder(
             "CropClassifier: skip_filled leaves tokens out of a VisionTransformer; this CLIP is none. Set "
             "CLASSIFIER.OPTIONS.SKIP_FILLED false."
         )
+    if compiled:
+        logger.warning("CLIP.COMPILE: only VisionTransformers are compiled; this image tower runs as it is.")
     return clip.encode_images
 
 
