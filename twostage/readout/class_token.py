@@ -12,6 +12,7 @@ Shapes: B crops, N patches, L = N + 1 tokens (row 0 is the class token), D width
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -115,10 +116,8 @@ class _Compiled:
 
     def __init__(self, plain: Callable[[Tensor], Tensor]) -> None:
         self._plain = plain
-        # Freezing takes the weights as constants, so that they are laid out once for the matrix units.
-        self._run: Callable[[Tensor], Tensor] = torch.compile(
-            plain, options={"freezing": True}, dynamic=False
-        )
+        self._run: Callable[[Tensor], Tensor] = torch.compile(plain, dynamic=False)
+        self._inductor: Any = importlib.import_module("torch._inductor.config")
         self._size = 0
         self._works = True
 
@@ -132,7 +131,10 @@ class _Compiled:
         missing = self._size - len(batch)
         full = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
         try:
-            return self._run(full)[: len(batch)]
+            # Freezing takes the weights as constants, laid out once for the matrix units: all that there is to
+            # gain. As an option of torch.compile it has no effect.
+            with self._inductor.patch(freezing=True):
+                return self._run(full)[: len(batch)]
         except Exception as error:
             if out_of_memory(error):
                 raise
