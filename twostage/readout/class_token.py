@@ -131,7 +131,7 @@ class _Compiled:
         missing = self._size - len(batch)
         full = torch.cat([batch, batch[-1:].expand(missing, *batch.shape[1:])]) if missing else batch
         try:
-            # Freezing takes the weights as constants, laid out once for the matrix units: all there is to gain.
+            # Freezing takes the weights as constants, laid out once for the matrix units: all of the gain.
             # As an option of torch.compile it has no effect.
             with self._inductor.patch(freezing=True):
                 return self._run(full)[: len(batch)]
